@@ -1,0 +1,145 @@
+"""The device behind one small Protocol: the CPU, or whatever `torch.accelerator` offers.
+
+The only file that knows how vendors differ. torch loads vendors' backends itself (entry point `torch.backends`), so
+cuda, xpu, npu, mlu, musa, hpu and the rest arrive here under their own names. torch is imported when a device is opened.
+"""
+
+import resource
+import sys
+from typing import TYPE_CHECKING, Any, Protocol
+
+from assay.errors import BadInput
+from assay.machine import cpu_model
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Device(Protocol):
+    """What a measurement needs of a device."""
+
+    @property
+    def type(self) -> str:
+        """torch's device type: cpu, cuda, xpu, npu, …"""
+
+    @property
+    def torch_device(self) -> "torch.device":
+        """Where tensors are made."""
+
+    @property
+    def name(self) -> str:
+        """The product's name."""
+
+    @property
+    def memory_method(self) -> str:
+        """What `peak_memory` counts."""
+
+    def synchronize(self) -> None:
+        """Return when all work that was enqueued on the device is done."""
+
+    def peak_memory(self) -> int | None:
+        """Most bytes in use since the start or the last reset; None if the device cannot tell."""
+
+    def reset_peak_memory(self) -> None:
+        """Start counting the peak anew, where the device can."""
+
+
+class HostDevice:
+    """The CPU: work is done when a call returns."""
+
+    type = "cpu"
+    memory_method = "peak resident set of the process"
+
+    @property
+    def torch_device(self) -> "torch.device":
+        """torch's cpu device."""
+        import torch
+
+        return torch.device("cpu")
+
+    @property
+    def name(self) -> str:
+        """The processor's name."""
+        return cpu_model()
+
+    def synchronize(self) -> None:
+        """Nothing is outstanding."""
+
+    def peak_memory(self) -> int | None:
+        """Peak resident set in bytes (the kernel counts KiB, macOS bytes)."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+    def reset_peak_memory(self) -> None:
+        """The kernel's peak cannot be reset."""
+
+
+class Accelerator:
+    """Any accelerator of torch: its module (`torch.cuda`, `torch.npu`, …) has the same functions everywhere."""
+
+    memory_method = "peak of torch's allocator"
+
+    def __init__(self, type_: str, index: int) -> None:
+        import torch
+
+        self.type = type_
+        self.index = index
+        self.torch_device = torch.device(type_, index)
+        self._module: Any = torch.get_device_module(type_)
+        self._module.set_device(index)
+
+    @property
+    def name(self) -> str:
+        """The product's name as its driver gives it, else the type."""
+        ask = getattr(self._module, "get_device_name", None)
+        return str(ask(self.index)) if ask else self.type
+
+    def synchronize(self) -> None:
+        """Wait for every stream of the device."""
+        self._module.synchronize(self.index)
+
+    def peak_memory(self) -> int | None:
+        """Peak of the caching allocator in bytes, None where the backend has no such count."""
+        ask = getattr(self._module, "max_memory_allocated", None)
+        return int(ask(self.index)) if ask else None
+
+    def reset_peak_memory(self) -> None:
+        """Reset the allocator's peak where the backend can."""
+        reset = getattr(self._module, "reset_peak_memory_stats", None)
+        if reset:
+            reset(self.index)
+
+
+def open_device(name: str, local_rank: int) -> Device:
+    """The device of this rank: `auto` takes the accelerator if there is one, else the CPU.
+
+    Raises BadInput if the named device is not there or has fewer devices than local ranks need.
+    """
+    import torch
+
+    present = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    wanted = (present.type if present else "cpu") if name == "auto" else name
+    if wanted == "cpu":
+        return HostDevice()
+    if present is None or present.type != wanted:
+        offered = f"cpu and {present.type}" if present else "cpu only"
+        raise BadInput(
+            f"--device {wanted} is not there: torch {torch.__version__} offers {offered}; "
+            "install the vendor's torch backend, or use --device auto"
+        )
+    count = torch.accelerator.device_count()
+    if local_rank >= count:
+        raise BadInput(
+            f"local rank {local_rank} has no {wanted} device: this host has {count}; start at most {count} ranks a host"
+        )
+    return Accelerator(wanted, local_rank)
+
+
+def default_backend(device: Device) -> str:
+    """torch.distributed's default backend for the device. Raises BadInput where torch knows none."""
+    import torch.distributed as dist
+
+    try:
+        return str(dist.get_default_backend_for_device(device.torch_device))
+    except (RuntimeError, ValueError):
+        raise BadInput(f"torch knows no default backend for {device.type}; name it with --backend") from None

@@ -1,0 +1,187 @@
+"""Medians, percentiles, intervals, the stopping rule and the comparison of two runs. Pure functions of samples.
+
+Intervals are order-statistic (binomial) intervals: they assume no distribution. Successive samples of a machine
+are correlated, so the interval is taken over medians of blocks that are long enough not to be.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+CONFIDENCE = 0.95
+TARGET = 0.02  # half width of the interval, relative to the median, at which sampling may stop
+FIRST_LOOK = 40  # samples before the stopping rule first looks
+_CORRELATED = 0.1  # lag-1 autocorrelation of block medians above which blocks are made longer
+_FEWEST_BLOCKS = 20
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its interval. `low`/`high` are None when there are too few samples for the confidence."""
+
+    value: float
+    low: float | None
+    high: float | None
+    samples: int
+    method: str
+
+    @property
+    def half_width(self) -> float | None:
+        """Half of the interval's width relative to `value`; None without an interval."""
+        if self.low is None or self.high is None or self.value == 0:
+            return None
+        return (self.high - self.low) / 2 / abs(self.value)
+
+
+def percentile(samples: ArrayLike, q: float) -> float:
+    """The q-th percentile (0…100) by linear interpolation between order statistics (numpy's default)."""
+    return float(np.percentile(np.asarray(samples, dtype=np.float64), q))
+
+
+def interval_ranks(n: int, confidence: float = CONFIDENCE) -> tuple[int, int] | None:
+    """0-based order statistics (i, j) of n samples that hold the median with at least `confidence`; None if n is too small.
+
+    P(X₍ᵢ₎ ≤ median ≤ X₍ⱼ₎) = Σ C(n,k)/2ⁿ for k = i+1 … j (1-based i+1, j+1): the sign test's interval.
+    """
+    # Work with logarithms: 2**n overflows a float for the sample counts of a long run.
+    below = 0.0
+    best: tuple[int, int] | None = None
+    log_total = n * math.log(2)
+    for i in range((n + 1) // 2):
+        below += math.exp(math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) - log_total)
+        if 1 - 2 * below < confidence:
+            break
+        best = (i, n - 1 - i)
+    return best
+
+
+def block_length(samples: NDArray[np.float64]) -> tuple[int, bool]:
+    """Samples per block such that block medians are no longer correlated, and whether that could be shown.
+
+    False: the samples are too few to tell, and an interval over these blocks may be too narrow.
+    """
+    length = 1
+    while _lag1(_block_medians(samples, length)) >= _CORRELATED:
+        if len(samples) // (length * 2) < _FEWEST_BLOCKS:
+            return length, False
+        length *= 2
+    return length, True
+
+
+def _block_medians(samples: NDArray[np.float64], length: int) -> NDArray[np.float64]:
+    if length == 1:
+        return samples
+    count = len(samples) // length
+    return np.median(samples[: count * length].reshape(count, length), axis=1)
+
+
+def _lag1(values: NDArray[np.float64]) -> float:
+    # Ranks instead of values: one outlier must not hide the correlation of all the others.
+    ranks = np.argsort(np.argsort(values)).astype(np.float64)
+    centred = ranks - ranks.mean()
+    spread = float(centred @ centred)
+    return float(centred[1:] @ centred[:-1]) / spread if spread else 0.0
+
+
+def median_interval(samples: ArrayLike, confidence: float = CONFIDENCE) -> Estimate:
+    """Median of `samples` with the order-statistic interval over block medians. Raises ValueError on no samples."""
+    data = np.asarray(samples, dtype=np.float64)
+    if data.size == 0:
+        raise ValueError("no samples")
+    length, _ = block_length(data)
+    blocks = np.sort(_block_medians(data, length))
+    ranks = interval_ranks(len(blocks), confidence)
+    value = float(np.median(data))
+    method = f"median, {confidence:.0%} order-statistic interval over {len(blocks)} blocks of {length}"
+    if ranks is None:
+        return Estimate(value, None, None, data.size, f"median of {data.size}, too few for an interval")
+    low, high = float(blocks[ranks[0]]), float(blocks[ranks[1]])
+    return Estimate(value, min(low, value), max(high, value), data.size, method)
+
+
+def mean_of_batches(durations: ArrayLike, calls: int) -> Estimate:
+    """Seconds per call from back-to-back batches: all time over all calls; the interval is that of the batches' median.
+
+    durations: s per batch, one clock around `calls` calls. Raises ValueError on no batches.
+    """
+    data = np.asarray(durations, dtype=np.float64)
+    if data.size == 0:
+        raise ValueError("no samples")
+    spread = median_interval(data / calls)
+    value = float(data.sum()) / (calls * data.size)
+    method = f"mean of {data.size} × {calls} calls back to back"
+    if spread.low is None or spread.high is None:
+        return Estimate(value, None, None, data.size, method + ", too few batches for an interval")
+    low, high = min(spread.low, value), max(spread.high, value)
+    return Estimate(value, low, high, data.size, method + f", {CONFIDENCE:.0%} interval over batches")
+
+
+def is_look(n: int) -> bool:
+    """Whether the stopping rule may look after n samples: at 40, 80, 160, … Few looks keep the coverage honest."""
+    if n < FIRST_LOOK or n % FIRST_LOOK:
+        return False
+    doublings = n // FIRST_LOOK
+    return doublings & (doublings - 1) == 0
+
+
+def is_settled(samples: ArrayLike, target: float = TARGET) -> bool:
+    """Whether the interval's half width is within `target` of the median, and the blocks behind it are uncorrelated."""
+    data = np.asarray(samples, dtype=np.float64)
+    width = median_interval(data).half_width
+    return width is not None and width <= target and block_length(data)[1]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Ratio B/A with its interval. `verdict` holds for "higher is better"; time-like metrics invert it."""
+
+    ratio: Estimate
+    verdict: Literal["higher", "lower", "indistinguishable", "undecided"]
+
+
+FEWEST_PAIRS = 6  # the smallest n whose extreme order statistics hold the median with 95 %
+
+
+def compare_pairs(a: Sequence[float], b: Sequence[float], *, margin: float = 0.0, metrics: int = 1) -> Comparison:
+    """Compare interleaved launches (aᵢ, bᵢ) of two versions by the interval of the median ratio bᵢ/aᵢ.
+
+    `metrics`: how many metrics are compared together (Bonferroni). `margin`: relative difference that still counts as
+    equal. Fewer pairs than the confidence needs give "undecided". Raises ValueError on unequal lengths.
+    """
+    ratios = np.asarray(b, dtype=np.float64) / np.asarray(a, dtype=np.float64)
+    if len(a) != len(b) or not len(ratios):
+        raise ValueError(f"expected pairs, got {len(a)} and {len(b)} values")
+    confidence = 1 - (1 - CONFIDENCE) / metrics
+    ranks = interval_ranks(len(ratios), confidence)
+    value = float(np.median(ratios))
+    if ranks is None:
+        return Comparison(Estimate(value, None, None, len(ratios), "too few pairs"), "undecided")
+    ordered = np.sort(ratios)
+    low, high = float(ordered[ranks[0]]), float(ordered[ranks[1]])
+    ratio = Estimate(value, low, high, len(ratios), f"median of paired ratios, {confidence:.1%} order-statistic interval")
+    if low > 1 + margin:
+        return Comparison(ratio, "higher")
+    if high < 1 - margin:
+        return Comparison(ratio, "lower")
+    if margin and low >= 1 - margin and high <= 1 + margin:
+        return Comparison(ratio, "indistinguishable")
+    return Comparison(ratio, "undecided")
+
+
+def completion_times(entries: Sequence[ArrayLike], exits: Sequence[ArrayLike]) -> NDArray[np.float64]:
+    """Seconds from the last rank's entry to the last rank's exit, call by call.
+
+    entries, exits: per rank, s on one common clock, [calls]. Every rank holds the same calls.
+    """
+    enter = np.asarray(entries, dtype=np.float64)
+    leave = np.asarray(exits, dtype=np.float64)
+    return np.asarray(leave.max(axis=0) - enter.max(axis=0))
+
+
+def slowest_rank_times(entries: Sequence[ArrayLike], exits: Sequence[ArrayLike]) -> NDArray[np.float64]:
+    """The longest duration over ranks, call by call: what remains when clocks cannot be compared. Includes waiting."""
+    return np.asarray((np.asarray(exits, dtype=np.float64) - np.asarray(entries, dtype=np.float64)).max(axis=0))

@@ -1,0 +1,129 @@
+"""Inventory of the host and its software, without torch: what a reader needs to judge a figure."""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+# Settings that change what is measured. Everything else stays private.
+_MATTERS = re.compile(
+    r"(NCCL|GLOO|UCX|UCC|HCCL|CNCL|MCCL|OMP|MKL|KMP|SLURM|OMPI|TORCH|TORCHELASTIC|CUDA|HIP|ROCR|ASCEND|XPU|ASSAY)_\w+"
+    r"|MASTER_(ADDR|PORT)|LD_PRELOAD|PYTORCH_\w+"
+)
+_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|_KEY$", re.IGNORECASE)
+
+_PACKAGES = (
+    "torch", "transformers", "tokenizers", "numpy", "accelerate", "peft", "deepspeed", "mpi4py", "safetensors",
+    "pydantic", "typer", "rich", "jinja2", "psutil", "PyYAML",
+)  # fmt: skip
+
+
+def host() -> dict[str, Any]:
+    """Processor, memory (B), operating system and compiler of this host; unknown values are None."""
+    return {
+        "name": platform.node(),
+        "cpu": cpu_model(),
+        "cores_logical": psutil.cpu_count(),
+        "cores_physical": psutil.cpu_count(logical=False),
+        "cores_usable": usable_cores(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "os": _os_name(),
+        "kernel": platform.release(),
+        "architecture": platform.machine(),
+        "gcc": _first_line(["gcc", "--version"]),
+        "load_1min": os.getloadavg()[0],
+    }
+
+
+def software() -> dict[str, str | None]:
+    """Versions of Python and of the packages that matter, from their metadata; None where not installed."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+
+
+def environment(env: Mapping[str, str]) -> dict[str, str]:
+    """The variables of `env` that change what is measured; values that look secret are withheld."""
+    kept = {key: value for key, value in sorted(env.items()) if _MATTERS.fullmatch(key)}
+    return {key: "(withheld)" if _SECRET.search(key) else value for key, value in kept.items()}
+
+
+def code() -> dict[str, str | None]:
+    """Where the running suite lies, its git revision and its uncommitted diff (None outside a checkout)."""
+    import assay
+
+    folder = Path(assay.__file__).resolve().parent
+    revision = _git(folder, "rev-parse", "HEAD")
+    diff = _git(folder, "diff", "HEAD", "--", str(folder.parent)) if revision else None
+    return {"version": assay.__version__, "path": str(folder), "revision": revision, "diff": diff}
+
+
+def cpu_model() -> str:
+    """The processor's marketing name, or the architecture where the system does not tell it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on (affinity), at least 1."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1
+
+
+def clock_id() -> str:
+    """Names the monotonic clock: equal on two processes if and only if they read the same one (same boot, same host)."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return f"{platform.node()}/{psutil.boot_time():.0f}"
+
+
+def _os_name() -> str:
+    try:
+        return platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        return f"{platform.system()} {platform.release()}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    # A wheel inside somebody else's checkout must not be taken for that checkout.
+    if not (folder.parent / ".git").exists():
+        return None
+    return _output(["git", "-C", str(folder), *words])
+
+
+def _first_line(argv: list[str]) -> str | None:
+    text = _output(argv)
+    return text.splitlines()[0] if text else None
+
+
+def _output(argv: list[str]) -> str | None:
+    if shutil.which(argv[0]) is None:
+        return None
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def python() -> str:
+    """The interpreter that ranks are started with: the one that runs now."""
+    return sys.executable

@@ -1,0 +1,24 @@
+"""One option model per script: the suite validates with it, the script derives its command line from it."""
+
+from assay.options.base import Options, ScriptOptions, parse_command_line, problems
+from assay.options.comms import CommsOptions
+from assay.options.limits import LimitsOptions
+from assay.options.pretrain import PretrainOptions
+
+# Script name as suites write it → its options. The file is <name>.py in the folder of that name.
+SCRIPTS: dict[str, type[ScriptOptions]] = {
+    "comms/bench": CommsOptions,
+    "specs/limits": LimitsOptions,
+    "workloads/pretrain": PretrainOptions,
+}
+
+__all__ = [
+    "SCRIPTS",
+    "CommsOptions",
+    "LimitsOptions",
+    "Options",
+    "PretrainOptions",
+    "ScriptOptions",
+    "parse_command_line",
+    "problems",
+]

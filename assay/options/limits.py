@@ -1,0 +1,18 @@
+"""Options of specs/limits.py."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from assay.options.base import ScriptOptions, Size
+
+
+class LimitsOptions(ScriptOptions):
+    """What is measured as this machine's ceilings."""
+
+    synopsis: ClassVar[str] = "ceilings of this machine: matrix multiplication FLOP/s and memory copy B/s"
+
+    seconds: float = Field(1.0, gt=0, description="seconds of measuring per ceiling")
+    gemm_size: int = Field(1024, ge=64, description="side of the square matrices multiplied")
+    copy_bytes: Size = Field(64 << 20, ge=4096, description="bytes copied per memory copy; well above the last cache")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="element type of the matrices")

@@ -1,0 +1,368 @@
+"""Joining and leaving the world: one door for torchrun, Slurm, Open MPI and MPICH.
+
+    with session(options, "comms/bench") as here:
+        ... here.world, here.device, here.recorder ...
+"""
+
+import contextlib
+import ctypes
+import faulthandler
+import json
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+import traceback
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from assay import machine
+from assay.device import Device, default_backend, open_device
+from assay.errors import RUN_FAILED_EXIT, SENTENCE_MARK, AssayError, BadInput, RunFailed
+from assay.options.base import ScriptOptions
+from assay.record import Header
+from assay.recorder import Recorder
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
+
+STACK_SIGNAL = signal.SIGUSR2  # asks a rank for the stacks of all its threads; SIGUSR1 is Slurm's usual warning
+LEAVE_SECONDS = 10.0
+OPERATION_TIMEOUT = timedelta(minutes=30)  # of one collective; the case's time limit ends a hang much earlier
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a launcher put this process. `launcher` names the variables that were believed."""
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+    launcher: str
+
+
+_LAUNCHERS = (
+    # launcher, rank, world, local rank, local world; the innermost launcher comes first
+    ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    (
+        "Open MPI",
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+    ),
+    ("MPICH", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+)
+
+
+def placement(env: Mapping[str, str]) -> Placement:
+    """This process's place by its launcher's variables; rank 0 of 1 without any.
+
+    Raises BadInput if a variable is no number or the place is impossible.
+    """
+    for launcher, rank, world, local_rank, local_world in _LAUNCHERS:
+        if rank in env and world in env:
+            # A hand-made RANK/WORLD_SIZE pair without the local variables is common: all on this host.
+            local = local_rank if local_rank in env else rank
+            size = local_world if local_world in env else world
+            return _checked(launcher, env, rank, world, local, size)
+    # In a batch script SLURM_PROCID is set too, but no rank was started: only a step has a number of tasks.
+    if "SLURM_PROCID" in env and "SLURM_STEP_NUM_TASKS" in env:
+        local_world = _slurm_local_world(env)
+        place = _checked("Slurm", env, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", None)
+        return Placement(place.rank, place.world, place.local_rank, local_world, "Slurm")
+    return Placement(0, 1, 0, 1, "none")
+
+
+def _checked(
+    launcher: str, env: Mapping[str, str], rank: str, world: str, local_rank: str, local_world: str | None
+) -> Placement:
+    numbers = []
+    for name in (rank, world, local_rank, local_world or world):
+        text = env.get(name, "")
+        if not (text.isascii() and text.isdigit()):
+            raise BadInput(f"environment: {name}={text!r} should be a whole number; was it set by {launcher} or by hand?")
+        numbers.append(int(text))
+    place = Placement(*numbers, launcher)
+    if not (place.rank < place.world and place.local_rank < place.local_world <= place.world):
+        raise BadInput(f"environment: {rank}={place.rank} does not fit {world}={place.world}; start the ranks anew")
+    return place
+
+
+def _slurm_local_world(env: Mapping[str, str]) -> int:
+    # SLURM_STEP_TASKS_PER_NODE: "2(x3),1" = 2, 2, 2, 1 tasks on the nodes in order.
+    counts: list[int] = []
+    for part in env.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):
+        count, _, times = part.partition("(x")
+        if count.isdigit():
+            counts += [int(count)] * int(times.rstrip(")") or 1)
+    node = env.get("SLURM_NODEID", "0")
+    index = int(node) if node.isdigit() else 0
+    return counts[index] if index < len(counts) else int(env["SLURM_STEP_NUM_TASKS"])
+
+
+def rendezvous_environment(place: Placement, env: Mapping[str, str]) -> dict[str, str]:
+    """RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT for torch's env:// rendezvous, where the launcher left them out.
+
+    Raises BadInput if the first host's address cannot be known.
+    """
+    given = {"RANK": str(place.rank), "WORLD_SIZE": str(place.world), "LOCAL_RANK": str(place.local_rank)}
+    if "MASTER_ADDR" in env:
+        given["MASTER_ADDR"] = env["MASTER_ADDR"]
+    elif place.local_world == place.world:
+        given["MASTER_ADDR"] = "127.0.0.1"
+    else:
+        raise BadInput(f"environment: {place.launcher} started several hosts but MASTER_ADDR is not set; set it to rank 0's host")
+    # Ranks of one job must agree on a port without talking; the job's own name is what they share.
+    job = env.get("SLURM_JOB_ID") or env.get("PMIX_NAMESPACE") or env.get("PMI_JOBID") or ""
+    given["MASTER_PORT"] = env.get("MASTER_PORT") or str(20000 + zlib.crc32(job.encode()) % 10000)
+    return given
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks that run together. `hosts`: host name of each rank; `one_clock`: all read the same monotonic clock."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    backend: str
+    hosts: tuple[str, ...]
+    one_clock: bool
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank prints."""
+        return self.rank == 0
+
+    @property
+    def pair(self) -> tuple[int, int]:
+        """The pinned pair of pt2pt: ranks 0 and 1, or rank 0 and the first rank of the second host."""
+        other = next((rank for rank, host in enumerate(self.hosts) if host != self.hosts[0]), 1)
+        return 0, other
+
+    def barrier(self) -> None:
+        """Return when all ranks have come."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.barrier()
+
+    def gather(self, item: object) -> list[object]:
+        """`item` of every rank, on every rank, in the order of ranks. For small things outside timed regions."""
+        if self.size == 1:
+            return [item]
+        import torch.distributed as dist
+
+        items: list[object] = [None] * self.size
+        dist.all_gather_object(items, item)
+        return items
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a script works with."""
+
+    world: World
+    device: Device
+    recorder: Recorder
+
+
+@contextlib.contextmanager
+def session(options: ScriptOptions, script: str) -> Iterator[Session]:
+    """Join the world, open this rank's record file, and leave cleanly whatever happens.
+
+    Any error ends the process: with its one sentence on stderr and exit code 2 (bad input) or 1 (failure).
+    """
+    _die_with_parent()
+    joined = False
+    place: Placement | None = None
+    try:
+        place = placement(os.environ)
+        _check_world(options, place)
+        device = open_device(options.device, place.local_rank)
+        backend = options.backend if options.backend != "auto" else default_backend(device)
+        stacks = _answer_stack_requests(options.out, place.rank)
+        world = _join(place, backend, device, options.join_timeout)
+        joined = True
+        recorder = _open_recorder(options.out, script, world, device)
+        yield Session(world, device, recorder)
+        recorder.close()
+        _leave(joined)
+        if stacks:
+            stacks.close()
+    except KeyboardInterrupt:
+        _end(130, "interrupted", place, joined)
+    except AssayError as error:
+        _end(error.exit_code, str(error), place, joined)
+    except Exception as error:
+        traceback.print_exc()
+        _end(RUN_FAILED_EXIT, f"{type(error).__name__}: {first_line(str(error))}", place, joined)
+
+
+def first_line(text: str) -> str:
+    """The first line of a message that may be long, at most 300 characters."""
+    line = text.strip().splitlines()[0] if text.strip() else "no message"
+    return line if len(line) <= 300 else line[:297] + "..."
+
+
+def _end(code: int, sentence: str, place: Placement | None, joined: bool) -> None:
+    print(f"{SENTENCE_MARK}rank {place.rank if place else '?'}: {sentence}", file=sys.stderr, flush=True)
+    _leave(joined)
+    sys.stdout.flush()
+    # Threads of a backend may keep a broken process alive for minutes; all that matters is written by now.
+    os._exit(code)
+
+
+def _check_world(options: ScriptOptions, place: Placement) -> None:
+    # Every rank finds the same fault; rank 0 says it, once. The others give it the time to do so, because a launcher
+    # ends all ranks when the first has gone.
+    try:
+        options.check_world(place.world)
+    except ValueError as error:
+        if place.rank == 0:
+            print(f"{SENTENCE_MARK}{error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(2.0)
+        os._exit(BadInput.exit_code)
+
+
+def _leave(joined: bool) -> None:
+    if not joined:
+        return
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return
+    leaving = threading.Thread(target=dist.destroy_process_group, daemon=True)
+    leaving.start()
+    leaving.join(LEAVE_SECONDS)  # with a dead peer some backends wait for ever
+
+
+def _join(place: Placement, backend: str, device: Device, limit: float) -> World:
+    me = {"host": platform.node(), "clock": machine.clock_id(), "pid": os.getpid()}
+    if place.world == 1:
+        return World(0, 1, place.local_rank, place.local_world, backend, (str(me["host"]),), True)
+    import torch.distributed as dist
+
+    if not dist.is_backend_available(backend):
+        known = ", ".join(name for name in ("gloo", "nccl", "mpi", "ucc", "xccl") if dist.is_backend_available(name))
+        raise BadInput(f"--backend {backend} is not built into this torch; it has {known}")
+    for name, value in rendezvous_environment(place, os.environ).items():
+        os.environ.setdefault(name, value)
+    timeout = timedelta(seconds=limit)
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    try:
+        store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
+            raise BadInput(f"port {os.environ['MASTER_PORT']} is in use; set MASTER_PORT to a free one") from None
+        raise RunFailed(f"no rendezvous at {address} within {limit:g} s; is rank 0's host reachable and started?") from None
+    _wait_for_all(store, place, timeout)
+    # gloo takes one device; an accelerator's backend is told which of the devices is ours.
+    device_id = device.torch_device if device.type != "cpu" else None
+    dist.init_process_group(
+        backend,
+        store=dist.PrefixStore("world", store),
+        rank=place.rank,
+        world_size=place.world,
+        timeout=OPERATION_TIMEOUT,
+        device_id=device_id,
+    )
+    everyone: list[dict[str, str]] = [{}] * place.world
+    dist.all_gather_object(everyone, me)
+    return World(
+        place.rank,
+        place.world,
+        place.local_rank,
+        place.local_world,
+        backend,
+        tuple(str(one["host"]) for one in everyone),
+        len({one["clock"] for one in everyone}) == 1,
+    )
+
+
+def _wait_for_all(store: "dist.Store", place: Placement, timeout: timedelta) -> None:
+    # Without this, a rank that never came would be found after the collectives' time-out, and not by name.
+    # Rank 0 alone looks at every rank, so that the cost grows with the ranks, not with their square.
+    import torch.distributed as dist
+
+    store = dist.PrefixStore("assay", store)
+    store.set(f"here/{place.rank}", platform.node())
+    if place.rank == 0:
+        deadline = time.monotonic() + timeout.total_seconds()
+        missing = list(range(place.world))
+        while missing:
+            missing = [rank for rank in missing if not store.check([f"here/{rank}"])]
+            if missing and time.monotonic() > deadline:
+                store.set("ready", json.dumps(missing))
+                break
+            if missing:
+                time.sleep(0.02)
+        else:
+            store.set("ready", "[]")
+    try:
+        store.wait(["ready"], timeout + timedelta(seconds=5))
+        missing = json.loads(store.get("ready"))
+    except dist.DistStoreError:
+        missing = [0]
+    if missing:
+        names = ", ".join(map(str, missing[:8])) + (", …" if len(missing) > 8 else "")
+        raise RunFailed(
+            f"{len(missing)} of {place.world} ranks did not join within {timeout.total_seconds():g} s: {names}; "
+            "look at their logs or raise --join-timeout"
+        )
+
+
+def _open_recorder(out: Path | None, script: str, world: World, device: Device) -> Recorder:
+    header = Header(
+        rank=world.rank,
+        world=world.size,
+        local_rank=world.local_rank,
+        local_world=world.local_size,
+        host=platform.node(),
+        pid=os.getpid(),
+        clock_id=machine.clock_id(),
+        device=device.type,
+        device_name=device.name,
+        backend=world.backend,
+        script=script,
+        monotonic=time.monotonic(),
+        wall=time.time(),
+        about=_about(),
+    )
+    return Recorder(out / f"rank-{world.rank:05d}.jsonl" if out else None, header)
+
+
+def _about() -> dict[str, object]:
+    import torch
+
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "code": str(Path(machine.__file__).parent)}
+
+
+def _answer_stack_requests(out: Path | None, rank: int) -> IO[str] | None:
+    # The file is opened now: a process that hangs can answer a signal, but not open files. Its pid in the name of the
+    # file tells the launcher whom it may ask; before this line the signal would end the process.
+    if out is None:
+        return None
+    out.mkdir(parents=True, exist_ok=True)
+    file = (out / f"stacks-rank-{rank:05d}.pid-{os.getpid()}.txt").open("w")
+    faulthandler.register(STACK_SIGNAL, file=file, all_threads=True)
+    return file
+
+
+def _die_with_parent() -> None:
+    # torchrun killed with -9 leaves its ranks alive; the kernel can end them with it (Linux).
+    if sys.platform == "linux" and ("TORCHELASTIC_RUN_ID" in os.environ):
+        parent = os.getppid()
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # 1 = PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(RUN_FAILED_EXIT)

@@ -1,0 +1,255 @@
+"""The run folder: documents that are whole or absent, one owner at a time, attempts that are never overwritten.
+
+    runs/<run>/run.json                       resolved suite, code, versions, environment, machine
+              /runner.lock                    who owns the folder
+              /cases/<case>/case.json         resolved case
+                           /attempt-<k>/      command.json, stdout.log, stderr.log, status.json, rank-*.jsonl
+"""
+
+import fcntl
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from assay.errors import BadInput, RunFailed
+
+SCHEMA = "assay-run/1"
+ORPHAN_SECONDS = 20.0  # how long the ranks of a killed runner may take to be gone
+
+State = Literal["passed", "failed", "timeout", "skipped"]
+
+
+@dataclass(frozen=True)
+class Status:
+    """How an attempt ended. phase: launch, run, records or interrupted. advice: what to do about it."""
+
+    state: State
+    phase: str
+    exit_code: int | None
+    seconds: float
+    reason: str | None = None
+    advice: str | None = None
+
+
+def write_document(path: Path, document: Mapping[str, Any]) -> None:
+    """Write JSON so that `path` holds either all of it or what it held before. Raises RunFailed if the disk refuses."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(document, file, indent=2, ensure_ascii=False, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the rename itself must survive a power cut
+        finally:
+            os.close(folder)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunFailed(f"{path}: {(error.strerror or str(error)).lower()}; make room or mend it and run again") from error
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """A JSON document. Raises BadInput, naming the file, if it is missing or no JSON object."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{path}: {(error.strerror or str(error)).lower()}; is this a run folder of assay?") from error
+    except ValueError as error:
+        raise BadInput(f"{path}: is no valid JSON ({error}); restore it or start a new run") from error
+    if not isinstance(document, dict):
+        raise BadInput(f"{path}: expected a JSON object; restore it or start a new run")
+    return document
+
+
+class CaseDir:
+    """One case's folder and its attempts."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+
+    def attempts(self) -> list[Path]:
+        """Attempt folders, first to last."""
+        numbered = []
+        for path in self.path.glob("attempt-*"):
+            match = re.fullmatch(r"attempt-(\d+)", path.name)
+            if match and path.is_dir():
+                numbered.append((int(match[1]), path))
+        return [path for _, path in sorted(numbered)]
+
+    def new_attempt(self) -> Path:
+        """Make the next attempt folder."""
+        attempts = self.attempts()
+        number = int(attempts[-1].name.removeprefix("attempt-")) + 1 if attempts else 1
+        path = self.path / f"attempt-{number}"
+        path.mkdir(parents=True)
+        return path
+
+    def status(self, attempt: Path) -> Status | None:
+        """The attempt's status; None while it runs or if its runner was killed. Raises BadInput on a broken file."""
+        path = attempt / "status.json"
+        if not path.exists():
+            return None
+        document = read_document(path)
+        try:
+            return Status(**document)
+        except TypeError:
+            raise BadInput(f"{path}: is no status of {SCHEMA}; remove the attempt's folder and run again") from None
+
+    def passed(self) -> Path | None:
+        """The attempt that passed, if one did."""
+        for attempt in self.attempts():
+            status = self.status(attempt)
+            if status is not None and status.state == "passed":
+                return attempt
+        return None
+
+    def latest(self) -> tuple[Path, Status | None] | None:
+        """The attempt that speaks for the case: the one that passed, else the last; None if it never started."""
+        attempts = self.attempts()
+        if not attempts:
+            return None
+        chosen = self.passed() or attempts[-1]
+        return chosen, self.status(chosen)
+
+
+class RunDir:
+    """A run folder that exists. `create` makes one, `open` takes one up again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock_fd: int | None = None
+
+    @classmethod
+    def create(cls, path: Path, document: Mapping[str, Any]) -> "RunDir":
+        """Make the folder with its run.json. Raises BadInput if something is there already."""
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            raise BadInput(f"{path}: exists already; resume it with --resume {path} or give another --out") from None
+        except OSError as error:
+            raise BadInput(f"{path}: cannot be made ({error.strerror}); give another --out") from error
+        run = cls(path)
+        run.lock()
+        write_document(path / "run.json", {"schema": SCHEMA, **document})
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> "RunDir":
+        """A run folder to read or resume. Raises BadInput if it is none, or of another schema."""
+        if not path.is_dir():
+            raise BadInput(f"{path}: is no folder; give the run folder that `assay run` printed")
+        document = read_document(path / "run.json")
+        if document.get("schema") != SCHEMA:
+            raise BadInput(
+                f"{path}/run.json: key 'schema' is {document.get('schema')!r}, this assay reads {SCHEMA!r}; "
+                "use the version of assay that wrote it"
+            )
+        return cls(path)
+
+    def document(self) -> dict[str, Any]:
+        """run.json."""
+        return read_document(self.path / "run.json")
+
+    def case(self, name: str) -> CaseDir:
+        """The folder of the case `name`, made when first written to."""
+        return CaseDir(self.path / "cases" / name)
+
+    def cases(self) -> Iterator[CaseDir]:
+        """The cases that have left something, in the order of run.json."""
+        for name in self.document().get("cases", []):
+            case = self.case(str(name))
+            if case.path.is_dir():
+                yield case
+
+    def lock(self) -> None:
+        """Become the folder's one runner. Raises BadInput, naming the owner, if another runner lives.
+
+        The file names the owner for people; the kernel's lock on it is what counts. The lock is inherited by the
+        processes that end a dead runner's ranks, so it is free only when none of those can write any more.
+        """
+        path = self.path / "runner.lock"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        deadline = time.monotonic() + ORPHAN_SECONDS
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                owner = _owner(fd)
+                if owner is None or _lives(owner) or time.monotonic() > deadline:
+                    os.close(fd)
+                    raise BadInput(
+                        f"{self.path}: another runner owns this folder ({_describe(owner)}); "
+                        "wait for it, or end it and run again"
+                    ) from None
+                time.sleep(0.05)
+        owner = _owner(fd)
+        if owner is not None and owner.get("host") != platform.node():
+            os.close(fd)
+            raise BadInput(
+                f"{self.path}: a runner on another host owns this folder ({_describe(owner)}); "
+                f"if it is gone, remove {path} and run again"
+            )
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, json.dumps(_self_description()).encode(), 0)
+        os.set_inheritable(fd, False)
+        self._lock_fd = fd
+
+    @property
+    def lock_fd(self) -> int | None:
+        """The lock's descriptor, to be handed to processes that must end before another runner may start."""
+        return self._lock_fd
+
+    def unlock(self) -> None:
+        """Give the folder up."""
+        if self._lock_fd is not None:
+            os.ftruncate(self._lock_fd, 0)
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+    def write_status(self, attempt: Path, status: Status) -> None:
+        """Close an attempt with its status."""
+        write_document(attempt / "status.json", asdict(status))
+
+
+def _self_description() -> dict[str, Any]:
+    me = psutil.Process()
+    return {"pid": me.pid, "start_time": me.create_time(), "host": platform.node()}
+
+
+def _owner(fd: int) -> dict[str, Any] | None:
+    try:
+        owner = json.loads(os.pread(fd, 4096, 0))
+    except ValueError:
+        return None
+    return owner if isinstance(owner, dict) else None
+
+
+def _lives(owner: Mapping[str, Any]) -> bool:
+    if owner.get("host") != platform.node():
+        return True  # cannot be seen from here: never take over
+    try:
+        process = psutil.Process(int(owner["pid"]))
+        return abs(process.create_time() - float(owner["start_time"])) < 0.05 and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.NoSuchProcess, KeyError, TypeError, ValueError):
+        return False
+
+
+def _describe(owner: Mapping[str, Any] | None) -> str:
+    if not owner:
+        return "owner unknown"
+    started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(owner.get("start_time", 0))))
+    return f"pid {owner.get('pid')} on {owner.get('host')}, started {started}"

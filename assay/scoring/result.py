@@ -1,0 +1,121 @@
+"""What is known about a run once it is read: the data that scores, reports and the terminal share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from assay.estimates import Estimate
+from assay.rundir import Status
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One derived number of one case, in base units, with its interval and its method.
+
+    metric: busbw, algbw, throughput_deepspeed (bit/s), call_time_p50 …, tgs, mfu, step_time_p50, final_loss, ppl …
+    estimate: None when unknown; `reason` then says why.
+    share: value / ceiling, where a ceiling applies; `share_of` names the ceiling.
+    """
+
+    metric: str
+    unit: str
+    estimate: Estimate | None
+    tags: Mapping[str, Any]
+    better: Literal["higher", "lower"] | None = None
+    share: float | None = None
+    share_of: str | None = None
+    reason: str | None = None
+
+    @property
+    def value(self) -> float | None:
+        """The number, or None when unknown."""
+        return self.estimate.value if self.estimate else None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Raw samples for a chart. `steps`: the step of each sample, None where samples are only a distribution."""
+
+    metric: str
+    unit: str
+    samples: NDArray[np.float64]
+    steps: NDArray[np.int64] | None = None
+    tags: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A reason to distrust a figure, out of the closed list in assay/scoring/doubts.py, with what to do about it."""
+
+    kind: str
+    case: str
+    subject: str
+    message: str
+    advice: str
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """One case: how it ended and what it measured. status None: it has not ended (or its runner was killed)."""
+
+    name: str
+    script: str
+    world: int
+    options: Mapping[str, Any]
+    status: Status | None
+    attempts: int
+    figures: list[Figure] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """Of rank 0's header: device, device_name, backend, torch, threads; hosts (count), bytes logged."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a score's table. score None prints NA and counts 0; 0.0 is a test that failed."""
+
+    label: str
+    weight: float
+    measured: float | None
+    baseline: float | None
+    unit: str
+    ratio: float | None
+    score: float | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One scored part (communication, training performance, …). score None: nothing of it was submitted."""
+
+    key: str
+    title: str
+    formula: str
+    rows: list[Row]
+    score: float | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Scorecard:
+    """All sections against one baseline under one profile."""
+
+    profile: str
+    baseline: str
+    baseline_source: str
+    sections: list[Section]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A whole run as read: `document` is run.json."""
+
+    path: str
+    document: Mapping[str, Any]
+    cases: list[CaseResult]
+    ceilings: list[Figure]
+    doubts: list[Doubt]
+    scorecard: Scorecard | None = None
