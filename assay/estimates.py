@@ -162,7 +162,9 @@ def compare_pairs(a: Sequence[float], b: Sequence[float], *, margin: float = 0.0
         return Comparison(Estimate(value, None, None, len(ratios), "too few pairs"), "undecided")
     ordered = np.sort(ratios)
     low, high = float(ordered[ranks[0]]), float(ordered[ranks[1]])
-    ratio = Estimate(value, low, high, len(ratios), f"median of paired ratios, {confidence:.1%} order-statistic interval")
+    ratio = Estimate(
+        value, low, high, len(ratios), f"median of paired ratios, {confidence:.1%} order-statistic interval"
+    )
     if low > 1 + margin:
         return Comparison(ratio, "higher")
     if high < 1 - margin:

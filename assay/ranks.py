@@ -1,7 +1,7 @@
 """Joining and leaving the world: one door for torchrun, Slurm, Open MPI and MPICH.
 
-    with session(options, "comms/bench") as here:
-        ... here.world, here.device, here.recorder ...
+with session(options, "comms/bench") as here:
+    ... here.world, here.device, here.recorder ...
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from assay.record import Header
 from assay.recorder import Recorder
 
 if TYPE_CHECKING:
-    import torch.distributed as dist
+    from torch.distributed import Store
 
 STACK_SIGNAL = signal.SIGUSR2  # asks a rank for the stacks of all its threads; SIGUSR1 is Slurm's usual warning
 LEAVE_SECONDS = 10.0
@@ -71,8 +71,8 @@ def placement(env: Mapping[str, str]) -> Placement:
         if rank in env and world in env:
             # A hand-made RANK/WORLD_SIZE pair without the local variables is common: all on this host.
             local = local_rank if local_rank in env else rank
-            size = local_world if local_world in env else world
-            return _checked(launcher, env, rank, world, local, size)
+            among = local_world if local_world in env else world
+            return _checked(launcher, env, rank, world, local, among)
     # In a batch script SLURM_PROCID is set too, but no rank was started: only a step has a number of tasks.
     if "SLURM_PROCID" in env and "SLURM_STEP_NUM_TASKS" in env:
         local_world = _slurm_local_world(env)
@@ -84,13 +84,15 @@ def placement(env: Mapping[str, str]) -> Placement:
 def _checked(
     launcher: str, env: Mapping[str, str], rank: str, world: str, local_rank: str, local_world: str | None
 ) -> Placement:
-    numbers = []
+    numbers: list[int] = []
     for name in (rank, world, local_rank, local_world or world):
         text = env.get(name, "")
         if not (text.isascii() and text.isdigit()):
-            raise BadInput(f"environment: {name}={text!r} should be a whole number; was it set by {launcher} or by hand?")
+            raise BadInput(
+                f"environment: {name}={text!r} should be a whole number; was it set by {launcher} or by hand?"
+            )
         numbers.append(int(text))
-    place = Placement(*numbers, launcher)
+    place = Placement(numbers[0], numbers[1], numbers[2], numbers[3], launcher)
     if not (place.rank < place.world and place.local_rank < place.local_world <= place.world):
         raise BadInput(f"environment: {rank}={place.rank} does not fit {world}={place.world}; start the ranks anew")
     return place
@@ -119,7 +121,9 @@ def rendezvous_environment(place: Placement, env: Mapping[str, str]) -> dict[str
     elif place.local_world == place.world:
         given["MASTER_ADDR"] = "127.0.0.1"
     else:
-        raise BadInput(f"environment: {place.launcher} started several hosts but MASTER_ADDR is not set; set it to rank 0's host")
+        raise BadInput(
+            f"environment: {place.launcher} started several hosts but MASTER_ADDR is not set; set it to rank 0's host"
+        )
     # Ranks of one job must agree on a port without talking; the job's own name is what they share.
     job = env.get("SLURM_JOB_ID") or env.get("PMIX_NAMESPACE") or env.get("PMI_JOBID") or ""
     given["MASTER_PORT"] = env.get("MASTER_PORT") or str(20000 + zlib.crc32(job.encode()) % 10000)
@@ -252,6 +256,8 @@ def _join(place: Placement, backend: str, device: Device, limit: float) -> World
     if place.world == 1:
         return World(0, 1, place.local_rank, place.local_world, backend, (str(me["host"]),), True)
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
     if not dist.is_backend_available(backend):
         known = ", ".join(name for name in ("gloo", "nccl", "mpi", "ucc", "xccl") if dist.is_backend_available(name))
@@ -261,17 +267,19 @@ def _join(place: Placement, backend: str, device: Device, limit: float) -> World
     timeout = timedelta(seconds=limit)
     address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
-        store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+        store, _, _ = next(rendezvous("env://", timeout=timeout))
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
             raise BadInput(f"port {os.environ['MASTER_PORT']} is in use; set MASTER_PORT to a free one") from None
-        raise RunFailed(f"no rendezvous at {address} within {limit:g} s; is rank 0's host reachable and started?") from None
+        raise RunFailed(
+            f"no rendezvous at {address} within {limit:g} s; is rank 0's host reachable and started?"
+        ) from None
     _wait_for_all(store, place, timeout)
     # gloo takes one device; an accelerator's backend is told which of the devices is ours.
     device_id = device.torch_device if device.type != "cpu" else None
     dist.init_process_group(
         backend,
-        store=dist.PrefixStore("world", store),
+        store=PrefixStore("world", store),
         rank=place.rank,
         world_size=place.world,
         timeout=OPERATION_TIMEOUT,
@@ -290,12 +298,13 @@ def _join(place: Placement, backend: str, device: Device, limit: float) -> World
     )
 
 
-def _wait_for_all(store: "dist.Store", place: Placement, timeout: timedelta) -> None:
+def _wait_for_all(store: "Store", place: Placement, timeout: timedelta) -> None:
     # Without this, a rank that never came would be found after the collectives' time-out, and not by name.
     # Rank 0 alone looks at every rank, so that the cost grows with the ranks, not with their square.
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
 
-    store = dist.PrefixStore("assay", store)
+    store = PrefixStore("assay", store)
     store.set(f"here/{place.rank}", platform.node())
     if place.rank == 0:
         deadline = time.monotonic() + timeout.total_seconds()

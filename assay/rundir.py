@@ -1,9 +1,9 @@
 """The run folder: documents that are whole or absent, one owner at a time, attempts that are never overwritten.
 
-    runs/<run>/run.json                       resolved suite, code, versions, environment, machine
-              /runner.lock                    who owns the folder
-              /cases/<case>/case.json         resolved case
-                           /attempt-<k>/      command.json, stdout.log, stderr.log, status.json, rank-*.jsonl
+runs/<run>/run.json                       resolved suite, code, versions, environment, machine
+          /runner.lock                    who owns the folder
+          /cases/<case>/case.json         resolved case
+                       /attempt-<k>/      command.json, stdout.log, stderr.log, status.json, rank-*.jsonl
 """
 
 import fcntl
@@ -57,7 +57,9 @@ def write_document(path: Path, document: Mapping[str, Any]) -> None:
             os.close(folder)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise RunFailed(f"{path}: {(error.strerror or str(error)).lower()}; make room or mend it and run again") from error
+        raise RunFailed(
+            f"{path}: {(error.strerror or str(error)).lower()}; make room or mend it and run again"
+        ) from error
 
 
 def read_document(path: Path) -> dict[str, Any]:
@@ -243,7 +245,9 @@ def _lives(owner: Mapping[str, Any]) -> bool:
         return True  # cannot be seen from here: never take over
     try:
         process = psutil.Process(int(owner["pid"]))
-        return abs(process.create_time() - float(owner["start_time"])) < 0.05 and process.status() != psutil.STATUS_ZOMBIE
+        return (
+            abs(process.create_time() - float(owner["start_time"])) < 0.05 and process.status() != psutil.STATUS_ZOMBIE
+        )
     except (psutil.NoSuchProcess, KeyError, TypeError, ValueError):
         return False
 

@@ -28,8 +28,12 @@ class ScriptOptions(Options):
     synopsis: ClassVar[str]
     """One line: what the script measures, for --help and `assay list`."""
 
-    out: Path | None = Field(None, description="folder for the JSONL records, one file a rank; none are kept without it")
-    device: str = Field("auto", description="auto, cpu, or any device that torch.accelerator offers (cuda, xpu, npu, …)")
+    out: Path | None = Field(
+        None, description="folder for the JSONL records, one file a rank; none are kept without it"
+    )
+    device: str = Field(
+        "auto", description="auto, cpu, or any device that torch.accelerator offers (cuda, xpu, npu, …)"
+    )
     backend: str = Field("auto", description="torch.distributed backend; auto takes torch's default for the device")
     join_timeout: float = Field(120.0, gt=0, description="seconds that ranks may take to find each other")
 
@@ -166,4 +170,3 @@ def split_list(value: object) -> object:
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return tuple(value) if isinstance(value, list) else value
-

@@ -20,11 +20,17 @@ class PretrainOptions(ScriptOptions):
 
     synopsis: ClassVar[str] = "pretraining of a causal language model: loss, TGS, MFU, step times"
 
-    model: Annotated[str, BeforeValidator(_known_model)] = Field("llama-tiny", description=f"one of {', '.join(MODELS)}")
-    engine: Literal["none", "ddp", "fsdp"] = Field("none", description="none (1 rank), ddp, or fsdp (FSDP2 fully_shard)")
+    model: Annotated[str, BeforeValidator(_known_model)] = Field(
+        "llama-tiny", description=f"one of {', '.join(MODELS)}"
+    )
+    engine: Literal["none", "ddp", "fsdp"] = Field(
+        "none", description="none (1 rank), ddp, or fsdp (FSDP2 fully_shard)"
+    )
     data: str = Field("text", description="dummy, text (the standard library's own prose), or a folder of .txt/.jsonl")
     steps: int = Field(100, ge=1, description="measured steps")
-    warmup_steps: int = Field(5, ge=0, lt=50, description="steps before the measured ones; recorded, not counted in TGS")
+    warmup_steps: int = Field(
+        5, ge=0, lt=50, description="steps before the measured ones; recorded, not counted in TGS"
+    )
     seq_len: int = Field(128, ge=2, description="tokens per sequence")
     global_batch: int = Field(8, ge=1, description="sequences per step over all ranks")
     micro_batch: int = Field(4, ge=1, description="sequences per forward pass of one rank")
@@ -52,7 +58,9 @@ class PretrainOptions(ScriptOptions):
         if self.engine == "none" and world != 1:
             raise ValueError(f"engine none trains on 1 rank, got {world}; use --engine ddp or fsdp")
         if self.engine != "none" and world < 2:
-            raise ValueError(f"engine {self.engine} spreads over ranks and got only {world}; use 2 ranks or more, or none")
+            raise ValueError(
+                f"engine {self.engine} spreads over ranks and got only {world}; use 2 ranks or more, or none"
+            )
         if self.global_batch % (self.micro_batch * world):
             raise ValueError(
                 f"--global-batch {self.global_batch} does not divide by {world} ranks × --micro-batch {self.micro_batch}; "

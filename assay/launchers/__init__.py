@@ -1,0 +1,1 @@
+"""Launchers: how N ranks of one script are started, watched and ended."""

@@ -1,0 +1,1 @@
+"""Baselines: figures to score against, as data with their source."""

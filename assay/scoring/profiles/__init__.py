@@ -1,0 +1,1 @@
+"""Profiles: which formulas and weights make a score, as data."""
