@@ -143,3 +143,19 @@ def default_backend(device: Device) -> str:
         return str(dist.get_default_backend_for_device(device.torch_device))
     except (RuntimeError, ValueError):
         raise BadInput(f"torch knows no default backend for {device.type}; name it with --backend") from None
+
+
+def describe_devices() -> dict[str, object]:
+    """What torch offers here: its version, the accelerator's type and every device's name, and the backends built in."""
+    import torch
+    import torch.distributed as dist
+
+    present = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    names = [Accelerator(present.type, i).name for i in range(torch.accelerator.device_count())] if present else []
+    known = ("gloo", "nccl", "mpi", "ucc", "xccl")
+    return {
+        "torch": torch.__version__,
+        "accelerator": present.type if present else None,
+        "devices": names or [HostDevice().name],
+        "backends": [name for name in known if dist.is_backend_available(name)],
+    }

@@ -6,6 +6,7 @@
 
 BAD_INPUT_EXIT = 2
 RUN_FAILED_EXIT = 1
+INTERRUPTED_EXIT = 130
 
 # A failing rank prints its sentence behind this mark; the runner copies the first one into status.json.
 SENTENCE_MARK = "assay: error: "

@@ -120,12 +120,15 @@ def mean_of_batches(durations: ArrayLike, calls: int) -> Estimate:
     return Estimate(value, low, high, data.size, method + f", {CONFIDENCE:.0%} interval over batches")
 
 
-def is_look(n: int) -> bool:
-    """Whether the stopping rule may look after n samples: at 40, 80, 160, … Few looks keep the coverage honest."""
-    if n < FIRST_LOOK or n % FIRST_LOOK:
-        return False
-    doublings = n // FIRST_LOOK
-    return doublings & (doublings - 1) == 0
+def next_look(n: int) -> int:
+    """The number of samples, above n, at which the stopping rule looks next: 40, 80, 160, …
+
+    Few looks keep the coverage honest: each is one more chance to stop on a lucky narrow interval.
+    """
+    look = FIRST_LOOK
+    while look <= n:
+        look *= 2
+    return look
 
 
 def is_settled(samples: ArrayLike, target: float = TARGET) -> bool:
@@ -174,16 +177,16 @@ def compare_pairs(a: Sequence[float], b: Sequence[float], *, margin: float = 0.0
     return Comparison(ratio, "undecided")
 
 
-def completion_times(entries: Sequence[ArrayLike], exits: Sequence[ArrayLike]) -> NDArray[np.float64]:
+def completion_times(entries: ArrayLike, exits: ArrayLike) -> NDArray[np.float64]:
     """Seconds from the last rank's entry to the last rank's exit, call by call.
 
-    entries, exits: per rank, s on one common clock, [calls]. Every rank holds the same calls.
+    entries, exits: [ranks, calls], s on one common clock.
     """
     enter = np.asarray(entries, dtype=np.float64)
     leave = np.asarray(exits, dtype=np.float64)
     return np.asarray(leave.max(axis=0) - enter.max(axis=0))
 
 
-def slowest_rank_times(entries: Sequence[ArrayLike], exits: Sequence[ArrayLike]) -> NDArray[np.float64]:
+def slowest_rank_times(entries: ArrayLike, exits: ArrayLike) -> NDArray[np.float64]:
     """The longest duration over ranks, call by call: what remains when clocks cannot be compared. Includes waiting."""
     return np.asarray((np.asarray(exits, dtype=np.float64) - np.asarray(entries, dtype=np.float64)).max(axis=0))

@@ -24,13 +24,13 @@ from typing import IO, TYPE_CHECKING
 
 from assay import machine
 from assay.device import Device, default_backend, open_device
-from assay.errors import RUN_FAILED_EXIT, SENTENCE_MARK, AssayError, BadInput, RunFailed
+from assay.errors import INTERRUPTED_EXIT, RUN_FAILED_EXIT, SENTENCE_MARK, AssayError, BadInput, RunFailed
 from assay.options.base import ScriptOptions
 from assay.record import Header
 from assay.recorder import Recorder
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch.distributed.distributed_c10d import Store
 
 STACK_SIGNAL = signal.SIGUSR2  # asks a rank for the stacks of all its threads; SIGUSR1 is Slurm's usual warning
 LEAVE_SECONDS = 10.0
@@ -67,17 +67,16 @@ def placement(env: Mapping[str, str]) -> Placement:
 
     Raises BadInput if a variable is no number or the place is impossible.
     """
-    for launcher, rank, world, local_rank, local_world in _LAUNCHERS:
+    for launcher, rank, world, local_rank, local_size in _LAUNCHERS:
         if rank in env and world in env:
             # A hand-made RANK/WORLD_SIZE pair without the local variables is common: all on this host.
-            local = local_rank if local_rank in env else rank
-            among = local_world if local_world in env else world
-            return _checked(launcher, env, rank, world, local, among)
+            place_here = local_rank if local_rank in env else rank
+            among = local_size if local_size in env else world
+            return _checked(launcher, env, rank, world, place_here, among)
     # In a batch script SLURM_PROCID is set too, but no rank was started: only a step has a number of tasks.
     if "SLURM_PROCID" in env and "SLURM_STEP_NUM_TASKS" in env:
-        local_world = _slurm_local_world(env)
         place = _checked("Slurm", env, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", None)
-        return Placement(place.rank, place.world, place.local_rank, local_world, "Slurm")
+        return Placement(place.rank, place.world, place.local_rank, _slurm_local_world(env), "Slurm")
     return Placement(0, 1, 0, 1, "none")
 
 
@@ -204,7 +203,7 @@ def session(options: ScriptOptions, script: str) -> Iterator[Session]:
         if stacks:
             stacks.close()
     except KeyboardInterrupt:
-        _end(130, "interrupted", place, joined)
+        _end(INTERRUPTED_EXIT, "interrupted", place, joined)
     except AssayError as error:
         _end(error.exit_code, str(error), place, joined)
     except Exception as error:

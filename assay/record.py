@@ -144,6 +144,17 @@ def read_rank_file(path: Path) -> RankFile:
     return RankFile(path, header, blocks if header else [], garbage, torn)
 
 
+def read_header(path: Path) -> Header | None:
+    """The header alone; None if the file does not begin with one. Raises OSError if the file cannot be read."""
+    with path.open("rb") as file:
+        line = file.readline().decode("utf-8", "replace")
+    try:
+        item = _decode(line)
+    except (ValueError, KeyError, TypeError):
+        return None
+    return item if isinstance(item, Header) else None
+
+
 def _lines(path: Path) -> Iterator[tuple[int, str, bool]]:
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):

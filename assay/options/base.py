@@ -8,12 +8,18 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from assay.errors import BAD_INPUT_EXIT, SENTENCE_MARK, BadInput
 from assay.units import parse_size
 
-Size = Annotated[int, BeforeValidator(parse_size), Field(json_schema_extra={"metavar": "SIZE"})]
+Size = Annotated[int, BeforeValidator(parse_size)]
 """Bytes, written as 4096, 64KiB or 2GB."""
+
+
+def flags(*also: str, metavar: str = "X") -> dict[str, Any]:
+    """Further names of an option on the command line, for `Field(json_schema_extra=…)`."""
+    return {"also": list(also), "metavar": metavar}
 
 
 class Options(BaseModel):
@@ -112,21 +118,26 @@ def build_parser(model: type[ScriptOptions], description: str) -> argparse.Argum
     )
     for name, field in model.model_fields.items():
         flag = "--" + name.replace("_", "-")
+        also = _extra(field, "also", [])
         text = (field.description or "").replace("%", "%%")
         default = "" if field.default is None else f" [{_as_text(field.default)}]"
         if field.annotation is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text + default)
         else:
-            parser.add_argument(flag, default=None, metavar=_metavar(field), help=text + default)
+            parser.add_argument(flag, *also, dest=name, default=None, metavar=_metavar(field), help=text + default)
     return parser
 
 
-def _metavar(field: Any) -> str:
+def _metavar(field: FieldInfo) -> str:
     choices = _choices(field.annotation)
     if choices:
         return "{" + ",".join(map(str, choices)) + "}"
+    return str(_extra(field, "metavar", "X"))
+
+
+def _extra(field: FieldInfo, key: str, default: Any) -> Any:
     extra = field.json_schema_extra
-    return str(extra["metavar"]) if isinstance(extra, dict) and "metavar" in extra else "X"
+    return extra.get(key, default) if isinstance(extra, dict) else default
 
 
 def _choices(annotation: Any) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from assay.bandwidth import COLLECTIVES, round_down
-from assay.options.base import ScriptOptions, Size, nearest, split_list
+from assay.options.base import ScriptOptions, Size, flags, nearest, split_list
 from assay.units import format_size
 
 ITEM_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2, "int32": 4, "int64": 8, "uint8": 1}
@@ -33,9 +33,20 @@ class CommsOptions(ScriptOptions):
     ops: Annotated[tuple[str, ...], BeforeValidator(_known_ops)] = Field(
         ("all_reduce",), description=f"collectives, comma-separated, or all: {', '.join(COLLECTIVES)}"
     )
-    min: Size = Field(1 << 10, gt=0, description="smallest size of the sweep, S as in docs/metrics.md")
-    max: Size = Field(16 << 20, gt=0, description="largest size of the sweep")
-    factor: int = Field(4, ge=2, description="ratio of successive sizes")
+    # nccl-tests' names beside ours: torchrun takes a bare --max for an abbreviation of its own --max-restarts.
+    min: Size = Field(
+        1 << 10,
+        gt=0,
+        description="smallest size of the sweep, S as in docs/metrics.md",
+        json_schema_extra=flags("-b", "--minbytes", metavar="SIZE"),
+    )
+    max: Size = Field(
+        16 << 20,
+        gt=0,
+        description="largest size; behind torchrun write -e or --maxbytes, it takes --max for itself",
+        json_schema_extra=flags("-e", "--maxbytes", metavar="SIZE"),
+    )
+    factor: int = Field(4, ge=2, description="ratio of successive sizes", json_schema_extra=flags("-f", "--stepfactor"))
     size: Size | None = Field(None, gt=0, description="one size, exactly, instead of a sweep")
     dtype: DtypeName = Field("float32", description="element type")
     warmup: int = Field(5, ge=0, description="untimed calls before each timing")

@@ -1,0 +1,182 @@
+"""The `assay` command. Nothing here imports torch: only ranks do, and `assay env` when it looks for devices."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn, Optional
+
+import typer
+
+from assay.errors import INTERRUPTED_EXIT, RUN_FAILED_EXIT, SENTENCE_MARK, AssayError, BadInput
+
+if TYPE_CHECKING:
+    from assay.suite import Suite
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    help="Benchmarks for distributed training and communication on AI accelerators, with logs that others can check.",
+)
+baseline_app = typer.Typer(no_args_is_help=True, help="Baselines: figures that other runs are scored against.")
+app.add_typer(baseline_app, name="baseline")
+
+SuiteArgument = Annotated[str, typer.Argument(help="suite file, or the name of a shipped suite")]
+RunArgument = Annotated[Path, typer.Argument(help="run folder, as `assay run` printed it")]
+Overrides = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer reads the annotation at run time
+    typer.Option(
+        "-o", "--option", metavar="KEY=VALUE", help="change an option of all cases, or of one: case.option=value"
+    ),
+]
+ProfileOption = Annotated[Optional[str], typer.Option(help="scoring profile: a shipped name or a file")]  # noqa: UP045
+BaselineOption = Annotated[Optional[str], typer.Option(help="baseline: a shipped name or a file")]  # noqa: UP045
+
+
+@app.command()
+def run(
+    suite: Annotated[Optional[str], typer.Argument(help="suite file, or the name of a shipped suite")] = None,  # noqa: UP045
+    option: Overrides = None,
+    resume: Annotated[Optional[Path], typer.Option(help="finish this run folder instead of making a new one")] = None,  # noqa: UP045
+    out: Annotated[Path, typer.Option(help="folder that the run folder is made in")] = Path("runs"),
+) -> None:
+    """Run a suite (or finish one), score it and write its report."""
+    from rich.console import Console
+
+    from assay.console import ConsoleWatcher
+    from assay.runner import create_run, new_run_path, resume_run, run_cases
+
+    if (suite is None) == (resume is None):
+        raise BadInput("give a suite, or --resume with a run folder; not both")
+    if resume is not None and option:
+        raise BadInput("-o cannot change a run that has begun; start a new one")
+    if resume is not None:
+        folder, cases = resume_run(resume)
+    else:
+        cases = _load(str(suite), option)
+        folder = create_run(cases, new_run_path(cases, out))
+    console = Console(soft_wrap=True)
+    console.print(f"run folder: {folder.path}", markup=False, highlight=False)
+    try:
+        with ConsoleWatcher(console) as watcher:
+            passed = run_cases(folder, cases, watcher)
+    except KeyboardInterrupt:
+        print(f"interrupted; what was measured is kept, go on with: assay run --resume {folder.path}", file=sys.stderr)
+        raise SystemExit(INTERRUPTED_EXIT) from None
+    report(folder.path)
+    raise typer.Exit(0 if passed else RUN_FAILED_EXIT)
+
+
+@app.command()
+def plan(suite: SuiteArgument, option: Overrides = None) -> None:
+    """Print every case's exact command, environment and world. Starts nothing, writes nothing."""
+    from assay.runner import plan as plan_cases
+
+    for item in plan_cases(_load(suite, option), Path("runs/RUN")):
+        case = item.case
+        print(f"{case.name}: {case.script}, world {case.world}, at most {case.time_limit:g} s")
+        for name, value in item.command.env.items():
+            print(f"    {name}={value}")
+        print(f"    {shlex.join(item.command.argv)}")
+
+
+@app.command("list")
+def list_all() -> None:
+    """List suites, scripts, models, collectives, profiles and baselines."""
+    from assay.catalogue import catalogue
+
+    for heading, rows in catalogue():
+        print(f"{heading}:")
+        width = max(len(name) for name, _ in rows)
+        for name, about in rows:
+            print(f"    {name:<{width}}  {about}".rstrip())
+
+
+@app.command()
+def score(path: RunArgument, profile: ProfileOption = None, baseline: BaselineOption = None) -> None:
+    """Score a run folder and print the table."""
+    from rich.console import Console
+
+    from assay.report.scorecard import score_tables
+    from assay.results import evaluate
+
+    # A log has no width of its own; a table that wraps in it cannot be read.
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    card = evaluate(path, profile, baseline).scorecard
+    for table in score_tables(card) if card else []:
+        console.print(table)
+
+
+@app.command()
+def report(path: RunArgument, profile: ProfileOption = None, baseline: BaselineOption = None) -> None:
+    """Write report.html and report.md into a run folder and print a summary."""
+    from rich.console import Console
+
+    from assay.report.terminal import summarise
+    from assay.results import evaluate, write_report
+
+    result = evaluate(path, profile, baseline)
+    Console(soft_wrap=True).print(summarise(result, str(write_report(result))))
+
+
+@baseline_app.command("record")
+def baseline_record(
+    path: RunArgument,
+    out: Annotated[Optional[Path], typer.Option(help="file to write [<run>/baseline.yaml]")] = None,  # noqa: UP045
+) -> None:
+    """Make a baseline of a run, for `assay score OTHER --baseline FILE`."""
+    import yaml
+
+    from assay.scoring.baseline import record_baseline
+    from assay.scoring.reading import read_run
+
+    file = out or path / "baseline.yaml"
+    document = record_baseline(read_run(path), path.resolve().name)
+    try:
+        file.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"{file}: {(error.strerror or str(error)).lower()}; give another --out") from error
+    print(f"{len(document['figures'])} figures in {file}; use it with: assay score RUN --baseline {file}")
+
+
+@app.command()
+def env() -> None:
+    """Print this machine, its software and its devices, as a run would record them."""
+    import json
+    import os
+
+    from assay import machine
+    from assay.device import describe_devices
+
+    document = {
+        "host": machine.host(),
+        "software": machine.software(),
+        "code": {key: value for key, value in machine.code().items() if key != "diff"},
+        "environment": machine.environment(os.environ),
+        "devices": describe_devices(),
+    }
+    print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def _load(suite: str, option: list[str] | None) -> "Suite":
+    from assay.catalogue import find_suite
+    from assay.suite import load_suite
+
+    overrides = {}
+    for text in option or []:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise BadInput(f"-o {text}: expected KEY=VALUE, for example -o steps=20")
+        overrides[key] = value
+    return load_suite(find_suite(suite), overrides)
+
+
+def main() -> NoReturn:
+    """Run the command; an error of ours is its one sentence and its exit code."""
+    try:
+        app(standalone_mode=True)
+    except AssayError as error:
+        for line in str(error).splitlines():
+            print(f"{SENTENCE_MARK}{line}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    raise SystemExit(0)

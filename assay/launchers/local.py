@@ -1,0 +1,173 @@
+"""The local launcher: torchrun on this host, with a time limit, under a lifeline.
+
+`render` is pure: `assay plan` prints what `run` starts.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO
+
+from assay import machine
+from assay.errors import SENTENCE_MARK, BadInput, RunFailed
+from assay.options.base import ScriptOptions, command_line
+
+STACK_SIGNAL = signal.SIGUSR2
+STACK_SECONDS = 3.0  # how long ranks that hang may take to write their stacks
+
+
+@dataclass(frozen=True)
+class Command:
+    """What is started: argv, and the variables set on top of the environment."""
+
+    argv: list[str]
+    env: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended. sentence: the first error sentence a rank printed; stacks: files with the ranks' stacks."""
+
+    exit_code: int
+    timed_out: bool
+    seconds: float
+    sentence: str | None
+    stacks: list[Path] = field(default_factory=list)
+
+
+def script_path(script: str) -> Path:
+    """The file of a script such as `comms/bench`, in the checkout or in the installed wheel. Raises BadInput if absent."""
+    spec = find_spec("assay." + script.replace("/", "."))
+    if spec is None or spec.origin is None:
+        raise BadInput(f"script {script!r} is not installed; reinstall assay")
+    return Path(spec.origin)
+
+
+def render(script: str, options: ScriptOptions, world: int, port: int | None, env: Mapping[str, str]) -> Command:
+    """The command for `world` ranks on this host. `options.out` is where the records go."""
+    meeting = ["--standalone"] if port is None else ["--master-addr", "127.0.0.1", "--master-port", str(port)]
+    argv = [machine.python(), "-m", "torch.distributed.run", *meeting, "--nproc-per-node", str(world)]
+    # Behind "--" torchrun leaves the script's own options alone.
+    argv += ["--", str(script_path(script)), *command_line(options)]
+    threads = env.get("OMP_NUM_THREADS") or str(max(1, machine.usable_cores() // world))
+    return Command(argv, {"OMP_NUM_THREADS": threads, "ASSAY_RUN": "1", "PYTHONUNBUFFERED": "1"})
+
+
+def check_port(port: int | None) -> None:
+    """Raise BadInput if the rendezvous port that the user asked for is taken."""
+    if port is None:
+        return
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise BadInput(
+                f"port {port}: {(error.strerror or str(error)).lower()}; give a free one, or none"
+            ) from error
+
+
+def run(command: Command, attempt: Path, limit: float, keep_fd: int | None, on_line: Callable[[str], None]) -> Outcome:
+    """Run to the end or the limit (s). stdout.log and stderr.log go to `attempt`; each stdout line also to `on_line`.
+
+    keep_fd: a descriptor that stays open as long as anything of the command lives. Raises RunFailed if a log cannot be
+    written. On any exception (Ctrl-C included) everything started is ended first.
+    """
+    begun = time.monotonic()
+    reading, writing = os.pipe()
+    argv = [machine.python(), "-m", "assay.launchers.lifeline", str(reading), *command.argv]
+    passed = (reading,) if keep_fd is None else (reading, keep_fd)
+    lifeline = subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **command.env},
+        pass_fds=passed,
+        start_new_session=True,
+    )
+    os.close(reading)
+    sentences: list[str] = []
+    logs = [
+        _Log(lifeline.stdout, attempt / "stdout.log", on_line),
+        _Log(lifeline.stderr, attempt / "stderr.log", lambda line: _note_sentence(line, sentences)),
+    ]
+    stacks: list[Path] = []
+    timed_out = False
+    try:
+        try:
+            lifeline.wait(limit)
+        except subprocess.TimeoutExpired:
+            timed_out = True
+            stacks = collect_stacks(attempt)
+    finally:
+        os.close(writing)
+        exit_code = lifeline.wait()
+        refusals = [refusal for log in logs if (refusal := log.finish())]
+    if refusals:
+        raise RunFailed(refusals[0])
+    return Outcome(exit_code, timed_out, time.monotonic() - begun, sentences[0] if sentences else None, stacks)
+
+
+def _note_sentence(line: str, sentences: list[str]) -> None:
+    if line.startswith(SENTENCE_MARK):
+        sentences.append(line.removeprefix(SENTENCE_MARK).strip())
+
+
+def collect_stacks(attempt: Path) -> list[Path]:
+    """Ask every rank that announced itself in `attempt` for its stacks; the files that hold some afterwards."""
+    files = sorted(attempt.glob("stacks-rank-*.pid-*.txt"))
+    for path in files:
+        pid = int(path.stem.rpartition("pid-")[2])
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, STACK_SIGNAL)
+            os.kill(pid, signal.SIGCONT)  # a stopped process answers only when it runs again
+    deadline = time.monotonic() + STACK_SECONDS
+    while time.monotonic() < deadline and not all(path.stat().st_size for path in files):
+        time.sleep(0.05)
+    return [path for path in files if path.stat().st_size]
+
+
+class _Log(threading.Thread):
+    """Copies a pipe to a file, line by line. A full disk must not stop the reading, or the ranks would block."""
+
+    def __init__(self, pipe: IO[bytes] | None, path: Path, on_line: Callable[[str], None]) -> None:
+        super().__init__(daemon=True)
+        self._pipe = pipe
+        self._path = path
+        self._on_line = on_line
+        self._refusal: str | None = None
+        self.start()
+
+    def run(self) -> None:
+        if self._pipe is None:
+            return
+        with self._pipe, contextlib.ExitStack() as files:
+            file: IO[bytes] | None = None
+            try:
+                file = files.enter_context(self._path.open("wb", buffering=0))
+            except OSError as error:
+                self._refuse(error)
+            for line in self._pipe:
+                if file is not None and self._refusal is None:
+                    try:
+                        file.write(line)
+                    except OSError as error:
+                        self._refuse(error)
+                self._on_line(line.decode("utf-8", "replace").rstrip("\n"))
+
+    def _refuse(self, error: OSError) -> None:
+        self._refusal = f"{self._path}: {(error.strerror or str(error)).lower()}; make room and run the folder again"
+
+    def finish(self) -> str | None:
+        """Wait for the pipe's end; what the disk refused, if it did."""
+        self.join()
+        return self._refusal

@@ -1,0 +1,30 @@
+"""The score tables on a terminal or in a log."""
+
+from rich.table import Table
+
+from assay.report.text import line
+from assay.scoring.result import Scorecard, Section
+from assay.units import format_si
+
+
+def score_tables(card: Scorecard) -> list[Table]:
+    """One table per section, for `rich.console.Console.print`."""
+    return [_table(card, section) for section in card.sections]
+
+
+def _table(card: Scorecard, section: Section) -> Table:
+    total = "NA" if section.score is None else f"{section.score:.4f}"
+    title = f"{section.title}: {total} (profile {line(card.profile)}, baseline {line(card.baseline)})"
+    table = Table(title=title, caption=f"{section.formula}. {section.note}".strip(), title_justify="left")
+    for heading in ("measurement", "weight", "measured", "baseline", "score", "note"):
+        table.add_column(heading, justify="left" if heading in ("measurement", "note") else "right")
+    for row in section.rows:
+        table.add_row(
+            line(row.label),
+            f"{row.weight:.2%}",
+            format_si(row.measured, row.unit),
+            format_si(row.baseline, row.unit),
+            "NA" if row.score is None else f"{row.score:.4f}",
+            line(row.note),
+        )
+    return table

@@ -1,0 +1,41 @@
+"""A run folder's results on paper: scored, as HTML and Markdown in the folder."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from assay.errors import RunFailed
+from assay.report.html import render_html
+from assay.report.markdown import render_markdown
+from assay.scoring.baseline import load_baseline, load_profile
+from assay.scoring.reading import read_run
+from assay.scoring.result import RunResult
+from assay.scoring.score import score_run
+
+DEFAULT_PROFILE = "local"
+
+
+def evaluate(path: Path, profile: str | None = None, baseline: str | None = None) -> RunResult:
+    """Read and score a run folder. Without `profile`, the suite's own is used; without `baseline`, the profile's.
+
+    Raises BadInput if the folder, the profile or the baseline cannot be used.
+    """
+    result = read_run(path)
+    chosen = load_profile(profile or result.document.get("suite", {}).get("profile") or DEFAULT_PROFILE)
+    against = baseline or chosen.baseline
+    return replace(result, scorecard=score_run(result, chosen, load_baseline(against) if against else None))
+
+
+def write_report(result: RunResult) -> Path:
+    """Write report.html and report.md into the run folder; the HTML's path. Raises RunFailed if the disk refuses."""
+    folder = Path(result.path)
+    for name, text in (("report.md", render_markdown(result)), ("report.html", render_html(result))):
+        path, temporary = folder / name, folder / f".{name}.tmp"
+        try:
+            temporary.write_text(text, encoding="utf-8", errors="replace")
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise RunFailed(
+                f"{path}: {(error.strerror or str(error)).lower()}; make room, then `assay report {folder}`"
+            ) from error
+    return folder / "report.html"

@@ -1,0 +1,204 @@
+"""A suite becomes cases, launches and a run folder. Run again, it finishes what is unfinished."""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from assay import machine
+from assay.errors import RunFailed
+from assay.launchers import local
+from assay.progress import parse_progress
+from assay.record import read_header
+from assay.rundir import RunDir, Status, write_document
+from assay.suite import Case, Suite, build_suite
+
+
+class Watcher(Protocol):
+    """Who is told how a run goes. `left`: seconds left as far as they can be known."""
+
+    def case_starts(self, case: Case, number: int, total: int, attempt: int) -> None:
+        """A case is launched."""
+
+    def case_moves(self, case: Case, done: int, total: int, text: str, left: float | None) -> None:
+        """A case says how far it is."""
+
+    def case_ends(self, case: Case, status: Status, attempt: Path) -> None:
+        """A case has its status."""
+
+    def case_kept(self, case: Case) -> None:
+        """A case had passed before and is not run again."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One case of a plan: what would be started, exactly."""
+
+    case: Case
+    command: local.Command
+
+
+def new_run_path(suite: Suite, parent: Path) -> Path:
+    """`<parent>/<suite>-<local time>`, with a number behind it if that is taken."""
+    stem = f"{suite.file.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path, number = parent / stem, 2
+    while path.exists():
+        path, number = parent / f"{stem}-{number}", number + 1
+    return path
+
+
+def plan(suite: Suite, run_path: Path) -> list[Plan]:
+    """The command of every case, as a run into `run_path` would start it. Nothing is started or written."""
+    return [Plan(case, _render(suite, case, run_path / "cases" / case.name / "attempt-1")) for case in suite.cases]
+
+
+def _render(suite: Suite, case: Case, attempt: Path) -> local.Command:
+    options = case.options.model_copy(update={"out": attempt.resolve()})
+    return local.render(case.script, options, case.world, suite.file.port, os.environ)
+
+
+def create_run(suite: Suite, path: Path) -> RunDir:
+    """Make the run folder with everything a reader needs to know about suite, code, versions and machine."""
+    local.check_port(suite.file.port)
+    return RunDir.create(
+        path,
+        {
+            "suite": suite.document(),
+            "source": suite.source,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "cases": [case.name for case in suite.cases],
+            "code": machine.code(),
+            "software": machine.software(),
+            "host": machine.host(),
+            "environment": machine.environment(os.environ),
+        },
+    )
+
+
+def resume_run(path: Path) -> tuple[RunDir, Suite]:
+    """Take up an unfinished run folder: the suite is the one in its run.json. Raises BadInput if it cannot be."""
+    run = RunDir.open(path)
+    run.lock()
+    suite = build_suite(run.document().get("suite"), f"{path}/run.json")
+    local.check_port(suite.file.port)
+    return run, suite
+
+
+def run_cases(run: RunDir, suite: Suite, watcher: Watcher) -> bool:
+    """Run every case that has not passed; whether all have passed in the end.
+
+    Raises KeyboardInterrupt on Ctrl-C and RunFailed when the folder cannot be written, both with the folder in a true
+    state: whatever had ended has its status, and whatever was under way is marked or runs again.
+    """
+    try:
+        clock = _TimeLeft(suite)
+        passed = True
+        for number, case in enumerate(suite.cases, 1):
+            folder = run.case(case.name)
+            if folder.passed() is not None:
+                watcher.case_kept(case)
+                clock.ended(case, 0.0)
+                continue
+            write_document(folder.path / "case.json", case.document())
+            attempt = folder.new_attempt()
+            watcher.case_starts(case, number, len(suite.cases), len(folder.attempts()))
+            status = _run_case(run, suite, case, attempt, watcher, clock)
+            watcher.case_ends(case, status, attempt)
+            clock.ended(case, status.seconds)
+            passed = passed and status.state == "passed"
+        return passed
+    finally:
+        run.unlock()
+
+
+def _run_case(run: RunDir, suite: Suite, case: Case, attempt: Path, watcher: Watcher, clock: "_TimeLeft") -> Status:
+    command = _render(suite, case, attempt)
+    write_document(attempt / "command.json", {"argv": command.argv, "env": command.env, "world": case.world})
+    begun = time.monotonic()
+
+    def on_line(line: str) -> None:
+        moved = parse_progress(line)
+        if moved is not None:
+            done, total, text = moved
+            watcher.case_moves(
+                case, done, total, text, clock.left(case, time.monotonic() - begun, done / max(total, 1))
+            )
+
+    try:
+        outcome = local.run(command, attempt, case.time_limit, run.lock_fd, on_line)
+        status = _judge(case, attempt, outcome)
+    except KeyboardInterrupt:
+        seconds = time.monotonic() - begun
+        status = Status(
+            "failed", "interrupted", None, seconds, "interrupted by the user", f"assay run --resume {run.path}"
+        )
+        run.write_status(attempt, status)
+        raise
+    except RunFailed as error:
+        status = Status("failed", "records", None, time.monotonic() - begun, str(error), "make room and resume the run")
+    run.write_status(attempt, status)
+    return status
+
+
+def _judge(case: Case, attempt: Path, outcome: local.Outcome) -> Status:
+    log = attempt / "stderr.log"
+    if outcome.timed_out:
+        stacks = f"; where each rank was: {outcome.stacks[0].parent}/stacks-rank-*.txt" if outcome.stacks else ""
+        return Status(
+            "timeout",
+            "run",
+            outcome.exit_code,
+            outcome.seconds,
+            f"not done within its time limit of {case.time_limit:g} s{stacks}",
+            "look at the stacks for the rank that others wait for, or raise time_limit",
+        )
+    if outcome.exit_code != 0:
+        reason = outcome.sentence or f"exit code {outcome.exit_code} without an error sentence"
+        return Status("failed", "run", outcome.exit_code, outcome.seconds, reason, f"see {log}")
+    missing = missing_records(case, attempt)
+    if missing:
+        advice = "the script must run in every rank and write its records to --out"
+        return Status("failed", "records", 0, outcome.seconds, missing, advice)
+    return Status("passed", "run", 0, outcome.seconds)
+
+
+def missing_records(case: Case, attempt: Path) -> str | None:
+    """What is wrong with the records of a case that ended well: ranks without a file or without a header."""
+    bad = []
+    for rank in range(case.world):
+        path = attempt / f"rank-{rank:05d}.jsonl"
+        if not path.exists() or not _starts_with_header(path):
+            bad.append(rank)
+    if not bad:
+        return None
+    names = ", ".join(map(str, bad[:8])) + (", …" if len(bad) > 8 else "")
+    return f"no records from {len(bad)} of {case.world} ranks: {names}"
+
+
+def _starts_with_header(path: Path) -> bool:
+    try:
+        return read_header(path) is not None
+    except OSError:
+        return False
+
+
+class _TimeLeft:
+    """What remains of a run. A case that moves tells its own share; the rest is judged by the cases that ended."""
+
+    def __init__(self, suite: Suite) -> None:
+        self._waiting = {case.name: case for case in suite.cases}
+        self._ended: list[float] = []
+
+    def ended(self, case: Case, seconds: float) -> None:
+        del self._waiting[case.name]
+        if seconds:
+            self._ended.append(seconds)
+
+    def left(self, case: Case, seconds: float, share: float) -> float | None:
+        if share <= 0:
+            return None
+        whole = seconds / share
+        typical = (sum(self._ended) + whole) / (len(self._ended) + 1)
+        others = sum(min(typical, other.time_limit) for name, other in self._waiting.items() if name != case.name)
+        return whole - seconds + others

@@ -1,0 +1,102 @@
+"""The closed list of reasons to distrust a figure, each with what to do about it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from assay.record import RankFile
+from assay.scoring.result import CaseResult, Doubt, Figure
+from assay.units import format_si, format_size
+
+WIDE = 0.10  # relative half width of an interval above which a figure is hardly a figure
+COARSE = 1e-6  # s; calls shorter than this are mostly the clock's own cost
+
+# kind → what to do. No doubt exists outside this list.
+ADVICE = {
+    "wrong_data": "do not use any figure of this case; find the faulty link, library or device first",
+    "above_ceiling": "measure the ceilings again on a quiet machine (specs/limits.py); if it stays, the figure is wrong",
+    "mean_above_p99": "a few calls took very long: look for other load, then raise --calls and --batches",
+    "coarse_clock": "raise the size, or read the back-to-back figure only",
+    "wide_interval": "run on a quiet machine, or raise the budget (-o budget=…) or the steps",
+    "no_common_clock": "times are the longest over ranks and include waiting; compare them with nothing else",
+    "garbage_records": "find what else writes into the rank's file; the lines were left out",
+    "missing_ranks": "look at the logs of the ranks that are missing",
+    "busy_machine": "stop other work, then run again",
+    "oversubscribed": "start fewer ranks, or set OMP_NUM_THREADS to cores / ranks",
+}
+
+
+def doubt(kind: str, case: str, subject: str, message: str) -> Doubt:
+    """A doubt out of the list. Raises KeyError for a kind that is not in it."""
+    return Doubt(kind, case, subject, message, ADVICE[kind])
+
+
+def of_case(case: CaseResult, files: list[RankFile], cores: int | None) -> list[Doubt]:
+    """What is doubtful about one case. `cores`: what each host has, None if unknown."""
+    found = [item for figure in case.figures for item in _of_figure(case.name, figure)]
+    found += _mean_above_p99(case)
+    for file in files:
+        if file.garbage:
+            message = f"{len(file.garbage)} lines are no records; first: {file.garbage[0]}"
+            found.append(doubt("garbage_records", case.name, file.path.name, message))
+    ranks = sum(file.header is not None for file in files)
+    if files and ranks < case.world:
+        found.append(doubt("missing_ranks", case.name, "records", f"{ranks} of {case.world} ranks have records"))
+    if case.about and not case.about["one_clock"] and case.script.startswith("comms"):
+        found.append(doubt("no_common_clock", case.name, "call times", "ranks ran on hosts without a common clock"))
+    if cores and case.about and case.about["device"] == "cpu":
+        threads = case.world // case.about["hosts"] * int(case.about.get("threads", 1))
+        if threads > cores:
+            message = f"{case.world} ranks ran {threads} threads on {cores} cores a host"
+            found.append(doubt("oversubscribed", case.name, "all figures", message))
+    return found
+
+
+def of_machine(document: Mapping[str, Any]) -> list[Doubt]:
+    """What is doubtful about the machine as the run found it."""
+    host = document.get("host", {})
+    load, cores = host.get("load_1min"), host.get("cores_usable")
+    found = []
+    if load is not None and cores and load > 0.5 * cores:
+        message = f"load was {load:.1f} on {cores} cores before the run began"
+        found.append(doubt("busy_machine", "run", "machine", message))
+    return found
+
+
+def _of_figure(case: str, figure: Figure) -> list[Doubt]:
+    if figure.estimate is None:
+        return []
+    found = []
+    subject = name_of(figure)
+    shown = format_si(figure.value, figure.unit)
+    if figure.metric == "check_errors" and figure.value:
+        found.append(doubt("wrong_data", case, subject, f"{figure.value:.0f} elements were wrong"))
+    if figure.share is not None and figure.share > 1:
+        found.append(doubt("above_ceiling", case, subject, f"{shown} is {figure.share:.0%} of the {figure.share_of}"))
+    width = figure.estimate.half_width
+    if width is not None and width > WIDE and figure.metric in ("busbw", "tgs"):
+        found.append(doubt("wide_interval", case, subject, f"{shown} is known to ±{width:.0%} only"))
+    if figure.metric == "call_time_p50" and figure.estimate.value < COARSE:
+        found.append(doubt("coarse_clock", case, subject, f"a call took {shown}"))
+    return found
+
+
+def _mean_above_p99(case: CaseResult) -> list[Doubt]:
+    means = {_key(figure): figure for figure in case.figures if figure.metric == "batch_call_time"}
+    found = []
+    for figure in case.figures:
+        mean = means.get(_key(figure)) if figure.metric == "call_time_p99" else None
+        if mean and mean.value and figure.value and mean.value > figure.value:
+            message = f"mean {format_si(mean.value, 's')} back to back is above p99 {format_si(figure.value, 's')}"
+            found.append(doubt("mean_above_p99", case.name, name_of(mean), message))
+    return found
+
+
+def _key(figure: Figure) -> tuple[Any, ...]:
+    return tuple(sorted((key, str(value)) for key, value in figure.tags.items()))
+
+
+def name_of(figure: Figure) -> str:
+    """A figure's name for people: metric, and what it was taken of."""
+    if "op" in figure.tags:
+        return f"{figure.metric} of {figure.tags['op']} {format_size(int(figure.tags['bytes']))}"
+    return f"{figure.metric} of {figure.tags.get('model', 'case')}"

@@ -1,0 +1,1 @@
+"""What training workloads share: models, initial weights, data, engines, the step, and its FLOPs."""

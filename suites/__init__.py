@@ -1,0 +1,1 @@
+"""Suites that come with assay; a suite is a YAML file, see docs/suites.md."""
