@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import signal
+import socket
 import sys
 import threading
 import time
@@ -30,7 +31,7 @@ from assay.record import Header
 from assay.recorder import Recorder
 
 if TYPE_CHECKING:
-    from torch.distributed.distributed_c10d import Store
+    from torch.distributed import Store  # type: ignore[attr-defined] # documented, but re-exported implicitly
 
 STACK_SIGNAL = signal.SIGUSR2  # asks a rank for the stacks of all its threads; SIGUSR1 is Slurm's usual warning
 LEAVE_SECONDS = 10.0
@@ -256,7 +257,6 @@ def _join(place: Placement, backend: str, device: Device, limit: float) -> World
         return World(0, 1, place.local_rank, place.local_world, backend, (str(me["host"]),), True)
     import torch.distributed as dist
     from torch.distributed.distributed_c10d import PrefixStore
-    from torch.distributed.rendezvous import rendezvous
 
     if not dist.is_backend_available(backend):
         known = ", ".join(name for name in ("gloo", "nccl", "mpi", "ucc", "xccl") if dist.is_backend_available(name))
@@ -264,15 +264,7 @@ def _join(place: Placement, backend: str, device: Device, limit: float) -> World
     for name, value in rendezvous_environment(place, os.environ).items():
         os.environ.setdefault(name, value)
     timeout = timedelta(seconds=limit)
-    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    try:
-        store, _, _ = next(rendezvous("env://", timeout=timeout))
-    except (dist.DistNetworkError, dist.DistStoreError) as error:
-        if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
-            raise BadInput(f"port {os.environ['MASTER_PORT']} is in use; set MASTER_PORT to a free one") from None
-        raise RunFailed(
-            f"no rendezvous at {address} within {limit:g} s; is rank 0's host reachable and started?"
-        ) from None
+    store = _store(place, timeout)
     _wait_for_all(store, place, timeout)
     # gloo takes one device; an accelerator's backend is told which of the devices is ours.
     device_id = device.torch_device if device.type != "cpu" else None
@@ -295,6 +287,42 @@ def _join(place: Placement, backend: str, device: Device, limit: float) -> World
         tuple(str(one["host"]) for one in everyone),
         len({one["clock"] for one in everyone}) == 1,
     )
+
+
+def _store(place: Placement, timeout: timedelta) -> "Store":
+    # torchrun's agent keeps the store; under any other launcher rank 0 does.
+    import torch.distributed as dist
+    from torch.distributed import TCPStore  # type: ignore[attr-defined] # documented, but re-exported implicitly
+
+    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        raise BadInput(f"environment: MASTER_PORT={port!r} should be a port number from 1 to 65535")
+    keeps = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    if not keeps:
+        _await_listener(host, int(port), timeout)
+    try:
+        store: Store = TCPStore(host, int(port), is_master=keeps, timeout=timeout, wait_for_workers=False)
+        return store
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        if "EADDRINUSE" in str(error):
+            raise BadInput(f"port {port} is in use; set MASTER_PORT to a free one") from None
+        raise RunFailed(f"rendezvous at {host}:{port} failed: {first_line(str(error))}") from None
+
+
+def _await_listener(host: str, port: int, timeout: timedelta) -> None:
+    # torch would wait as long, but fill the log with stack traces of its own.
+    deadline = time.monotonic() + timeout.total_seconds()
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise RunFailed(
+                    f"no rendezvous at {host}:{port} within {timeout.total_seconds():g} s "
+                    f"({(error.strerror or str(error)).lower()}); is rank 0's host started and reachable?"
+                ) from None
+            time.sleep(0.1)
 
 
 def _wait_for_all(store: "Store", place: Placement, timeout: timedelta) -> None:

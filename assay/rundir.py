@@ -6,6 +6,7 @@ runs/<run>/run.json                       resolved suite, code, versions, enviro
                        /attempt-<k>/      command.json, stdout.log, stderr.log, status.json, rank-*.jsonl
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -55,8 +56,11 @@ def write_document(path: Path, document: Mapping[str, Any]) -> None:
             os.fsync(folder)  # the rename itself must survive a power cut
         finally:
             os.close(folder)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, ValueError):
+            raise  # not the disk's fault: a document that is no strict JSON must never be written
         raise RunFailed(
             f"{path}: {(error.strerror or str(error)).lower()}; make room or mend it and run again"
         ) from error

@@ -27,7 +27,7 @@ def _plain_name(value: object) -> object:
 
 
 def _known_script(value: object) -> object:
-    if value not in SCRIPTS:
+    if not isinstance(value, str) or value not in SCRIPTS:
         raise ValueError(f"unknown script {value!r}{nearest(str(value), list(SCRIPTS))}")
     return value
 

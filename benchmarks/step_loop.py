@@ -5,8 +5,8 @@
 
 Two copies of one model, equal data and optimizer, in one process. A pair is `steps` steps of each; successive pairs
 swap the order (ABBA), so that a drifting machine favours neither. Many short pairs beat few long ones on a machine
-that others use too: whatever disturbs it hits both halves of a pair alike, or few pairs. Holds if the lower end of the 95 % interval of the
-median ratio ours/bare is at least 0.97.
+that others use too: what disturbs it hits both halves of a pair alike, or few pairs. It holds if the lower end of the
+95 % interval of the median ratio ours/bare is at least 0.97.
 """
 
 import argparse

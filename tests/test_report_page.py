@@ -12,6 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from assay.report.html import render_html
+from assay.rundir import Status
 from assay.scoring.result import CaseResult, Curve, Doubt, Figure, RunResult
 from tests.report_sample import sample_result
 
@@ -19,7 +20,6 @@ HOSTILE = (
     "<script>document.title='owned'</script><img src=x onerror=alert(1)>{{ 7*7 }}\x1b[31mred\x1b[0m\x00\x07\ud800"
     "\"'&|`\u202e](javascript:alert(1))" + "A" * 5000
 )
-WIDTHS = (1280, 400)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def write(tmp_path: Path, result: RunResult) -> Path:
 def hostile_result() -> RunResult:
     """The sample with hostile text wherever text from outside can stand."""
     sample = sample_result()
-    cases = [_hostile_case(case) for case in sample.cases]
+    cases = [_hostile_case(case) for case in sample.cases[1:4]]  # the first would only repeat the second
     document = {
         "suite": {"name": HOSTILE, "description": HOSTILE},
         "created": HOSTILE,
@@ -96,13 +96,13 @@ def _hostile_tags(figure: Figure) -> dict[str, object]:
     return {**tags, "op": f"{tags['op']}{HOSTILE}", "backend": HOSTILE} if "op" in tags else tags
 
 
-@pytest.mark.parametrize("make", [sample_result, hostile_result])
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize(("make", "schemes"), [(sample_result, ("light", "dark")), (hostile_result, ("light",))])
 def test_page_opens_quietly_and_never_scrolls_sideways(
-    browser: Browser, tmp_path: Path, width: int, make: Callable[[], RunResult]
+    browser: Browser, tmp_path: Path, width: int, make: Callable[[], RunResult], schemes: tuple[str, ...]
 ) -> None:
     path = write(tmp_path, make())
-    for scheme in ("light", "dark"):
+    for scheme in schemes:
         opened = Opened(browser, path, width, scheme)
         assert opened.complaints == []
         assert opened.requests == [path.as_uri()]
@@ -206,6 +206,15 @@ def test_a_clean_unscored_run_says_so() -> None:
     assert "All 3 cases passed." in page
     assert "No doubts." in page
     assert "this run was not held against a baseline" in page
+
+
+def test_a_skipped_case_is_told_but_is_no_failure() -> None:
+    sample = sample_result(troubled=False)
+    skipped = replace(sample.cases[0], name="mpi", status=Status("skipped", "launch", None, 0.0, "mpi4py is missing"))
+    page = render_html(replace(sample, cases=[*sample.cases, skipped]))
+    assert "3 of 4 cases passed, 1 skipped." in page
+    assert "mpi4py is missing" in page
+    assert 'class="verdict good"' in page
 
 
 def test_an_empty_run_renders() -> None:

@@ -20,7 +20,7 @@ def _known_ops(value: object) -> object:
     if names == ("all",):
         return tuple(COLLECTIVES)
     for name in names:
-        if name not in COLLECTIVES:
+        if not isinstance(name, str) or name not in COLLECTIVES:
             raise ValueError(f"unknown collective {name!r}{nearest(str(name), list(COLLECTIVES))}")
     return names
 

@@ -10,7 +10,7 @@ from assay.presets import MODELS
 
 
 def _known_model(value: object) -> object:
-    if value not in MODELS:
+    if not isinstance(value, str) or value not in MODELS:
         raise ValueError(f"unknown model {value!r}{nearest(str(value), list(MODELS))}")
     return value
 

@@ -121,7 +121,11 @@ def share_cell(figure: Figure | None) -> Cell:
 
 
 def figure_table(caption: str, figures: Sequence[Figure]) -> Table:
-    """Any figures, one a row: value, share if any has a ceiling, number of samples, method."""
+    """Any figures, one a row: value, share if any has a ceiling, number of samples, method.
+
+    Tags that all figures share are said once, in the caption.
+    """
+    common = _common_tags(figures)
     shared = any(figure.share_of or figure.share is not None for figure in figures)
     share = [Column("Share of ceiling", numeric=True)] if shared else []
     columns = [Column("Figure"), Column("Value, interval", numeric=True), *share]
@@ -129,9 +133,17 @@ def figure_table(caption: str, figures: Sequence[Figure]) -> Table:
     rows = []
     for figure in figures:
         estimate = figure.estimate
-        name = Cell(metric_label(figure.metric), tag_words(figure.tags))
+        own = {key: value for key, value in figure.tags.items() if key not in common}
+        name = Cell(metric_label(figure.metric), tag_words(own))
         samples = Cell(f"{estimate.samples:,}") if estimate else Cell("–", "", "quiet")
         method = Cell(estimate.method) if estimate else Cell("–", "", "quiet")
         shares = [share_cell(figure)] if shared else []
         rows.append([name, figure_cell(figure), *shares, samples, method])
-    return Table(caption, columns, rows)
+    return Table(f"{caption}: {tag_words(common)}" if common else caption, columns, rows, captioned=bool(common))
+
+
+def _common_tags(figures: Sequence[Figure]) -> dict[str, Any]:
+    if len(figures) < 2:
+        return {}
+    first, *others = (figure.tags for figure in figures)
+    return {key: value for key, value in first.items() if all(tags.get(key) == value for tags in others)}

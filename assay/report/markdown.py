@@ -8,10 +8,9 @@ from assay.report.text import clean, line
 from assay.report.verdict import verdict
 from assay.scoring.result import RunResult
 
-# What would start markup, a table cell, a mention, an entity or a link.
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#|~!@&$])")
-_BLOCK = re.compile(r"^([-+]|\d+(?=[.)]))")
-_ADDRESS = re.compile(r"(?i)\b(https?|ftp|www)([:.])")
+# What would start markup, a table cell, a mention or an entity.
+_SPECIAL = re.compile(r"([\\`*\[\]<>#|~@&$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
+_BLOCK = re.compile(r"^(\d*)(?=[-+=](?!\d)|\.(?:\s|$))")  # at the start: lists and underlined headings
 
 
 def render_markdown(result: RunResult) -> str:
@@ -36,9 +35,8 @@ def render_markdown(result: RunResult) -> str:
 
 def escape(value: object) -> str:
     """Text on one line that shows as it stands wherever Markdown would have read markup."""
-    text = _BLOCK.sub(r"\\\1", line(value))
-    text = _SPECIAL.sub(r"\\\1", text).replace("\\<", "&lt;").replace("\\>", "&gt;").replace("\\&", "&amp;")
-    return _ADDRESS.sub("\\1<!-- -->\\2", text)  # GitHub would make a link of it
+    text = _SPECIAL.sub(r"\\\1", line(value)).replace("\\<", "&lt;").replace("\\>", "&gt;").replace("\\&", "&amp;")
+    return _BLOCK.sub(r"\1\\", text)
 
 
 def _chapter(chapter: Chapter) -> list[str]:
@@ -59,7 +57,8 @@ def _part(part: Part) -> list[str]:
     if part.code:
         blocks.append(_fenced(part.code))
     for table in part.tables:
-        blocks += [f"*{escape(table.caption)}*", _table(table)]
+        blocks += [f"*{escape(table.caption)}*"] if table.captioned else []
+        blocks.append(_table(table))
     return blocks
 
 

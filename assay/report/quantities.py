@@ -88,7 +88,7 @@ def percent(share: float | None) -> str:
     value = share * 100
     if not math.isfinite(value):
         return number(value)
-    return f"{value:,.2f} %" if 0 < abs(value) < 10 else f"{value:,.1f} %"
+    return f"{_reading(value)} %" if 0 < abs(value) < 10 else f"{value:,.1f} %"
 
 
 def count_of(number: int, noun: str) -> str:

@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from assay.report.cells import Cell, Chapter, Column, Part, Table, figure_table, ranks, share_cell
+from assay.report.cells import Cell, Chapter, Column, Part, Table, Tone, figure_table, ranks, share_cell
 from assay.report.communication import communication_chapter
 from assay.report.measurements import other_chapter, training_chapter
 from assay.report.quantities import count_of, number, percent, quantity
+from assay.report.text import line
 from assay.report.verdict import KeyFigure, key_figures, score_text, state_of
-from assay.scoring.result import Row, RunResult, Section
+from assay.scoring.result import Doubt, Row, RunResult, Section
 from assay.units import format_duration
 
 _HOST = {
@@ -63,7 +64,7 @@ def chapters(result: RunResult) -> list[Chapter]:
 def title(result: RunResult) -> str:
     """The report's title: the suite's name where it is known."""
     name = section_of(result.document, "suite").get("name")
-    return f"Benchmark report: {name}" if name else "Benchmark report"
+    return f"Benchmark report: {line(name, 120)}" if name else "Benchmark report"
 
 
 def description(result: RunResult) -> str:
@@ -74,7 +75,7 @@ def description(result: RunResult) -> str:
 def subtitle(result: RunResult) -> list[tuple[str, str]]:
     """What identifies the run: names and values."""
     code = section_of(result.document, "code")
-    version = " ".join(str(code[key]) for key in ("version",) if code.get(key))
+    version = str(code.get("version") or "")
     revision = str(code.get("revision") or "")[:12]
     changed = ", with uncommitted changes" if code.get("diff") else ""
     facts = {
@@ -105,7 +106,8 @@ def _is_of_busbw(item: KeyFigure) -> bool:
 
 def _key_table(caption: str, items: Sequence[KeyFigure]) -> Table:
     columns = [Column("Figure, case"), Column("Value", numeric=True), Column("Share of ceiling", numeric=True)]
-    rows = [[Cell(item.what, item.case), item.cell, share_cell(item.figure)] for item in items]
+    names = [Cell(item.what, item.case) if item.figure else Cell(item.case, item.what) for item in items]
+    rows = [[name, item.cell, share_cell(item.figure)] for name, item in zip(names, items, strict=True)]
     return Table(caption, columns, rows)
 
 
@@ -153,14 +155,17 @@ def _ceilings(result: RunResult) -> Chapter:
 
 def _scores(result: RunResult) -> Chapter:
     card = result.scorecard
+    shares = [item for item in key_figures(result) if item.figure and item.figure.share is not None]
+    unscored = Part("Shares of the measured ceilings", tables=[_key_table("Shares of the measured ceilings", shares)])
     if card is None:
         lead = "NA: this run was not held against a baseline. Figures are shown as shares of the measured ceilings."
-        known = [item for item in key_figures(result) if item.figure and item.figure.share is not None]
-        parts = [Part(tables=[_key_table("Figures as shares of ceilings", known)])] if known else []
-        return Chapter("scores", "Scores", lead, parts)
+        return Chapter("scores", "Scores", lead, [unscored] if shares else [])
     source = f" ({card.baseline_source})" if card.baseline_source else ""
     lead = f"Profile {card.profile}, baseline {card.baseline}{source}. {_RULE}"
-    return Chapter("scores", "Scores", lead, [_score_part(section) for section in card.sections])
+    parts = [_score_part(section) for section in card.sections]
+    if shares and all(section.score is None for section in card.sections):
+        parts.append(unscored)
+    return Chapter("scores", "Scores", lead, parts)
 
 
 def _score_part(section: Section) -> Part:
@@ -194,10 +199,18 @@ def _score_row(row: Row) -> list[Cell]:
 def _doubts(result: RunResult) -> Chapter:
     if not result.doubts:
         return Chapter("doubts", "Doubts", "No doubts.")
-    columns = [Column("Case"), Column("About"), Column("Doubt"), Column("What to do")]
-    rows = [[Cell(d.case), Cell(d.subject), Cell(d.message, d.kind), Cell(d.advice)] for d in result.doubts]
-    lead = "Reasons to distrust a figure, and what to do about each."
-    return Chapter("doubts", "Doubts", lead, [Part(tables=[Table("Doubts", columns, rows)])])
+    groups: dict[tuple[str, str], list[Doubt]] = {}
+    for doubt in result.doubts:
+        groups.setdefault((doubt.kind, doubt.advice), []).append(doubt)
+    lead = "Reasons to distrust a figure. Under each heading: what to do about it."
+    return Chapter("doubts", "Doubts", lead, [_doubt_part(*group, doubts) for group, doubts in groups.items()])
+
+
+def _doubt_part(kind: str, advice: str, doubts: Sequence[Doubt]) -> Part:
+    heading = kind.replace("_", " ").capitalize()
+    rows = [[Cell(doubt.case), Cell(doubt.subject), Cell(doubt.message)] for doubt in doubts]
+    table = Table(heading, (Column("Case"), Column("About"), Column("Doubt")), rows)
+    return Part(f"{heading}, {count_of(len(doubts), 'time')}" if len(doubts) > 1 else heading, advice, tables=[table])
 
 
 def _cases(result: RunResult) -> Chapter:
@@ -215,7 +228,8 @@ def _cases(result: RunResult) -> Chapter:
         if status and status.state != "passed":
             code = f"exit code {status.exit_code}" if status.exit_code is not None else ""
             words = ", ".join(word for word in (f"in phase {status.phase}" if status.phase else "", code) if word)
-            state = Cell(status.state, ": ".join(word for word in (words, status.reason or "") if word), "bad")
+            tone: Tone = "quiet" if status.state == "skipped" else "bad"
+            state = Cell(status.state, ": ".join(word for word in (words, status.reason or "") if word), tone)
         time = Cell(format_duration(status.seconds)) if status else Cell("NA", "has not ended", "quiet")
         ran = Cell(f"{case.script}, {ranks(case.world)}", _pairs(case.about))
         rows.append([Cell(case.name, _pairs(case.options)), ran, state, Cell(f"{case.attempts:,}"), time])

@@ -18,9 +18,9 @@ def summarise(result: RunResult, report: str | None = None) -> Text:
     """
     top = verdict(result)
     text = Text()
-    text.append(f"{top.headline}.\n", style="bold green" if top.good else "bold red")
+    text.append(f"{line(top.headline)}.\n", style="bold green" if top.good else "bold red")
     for item in top.troubles[:_MOST]:
-        text.append(f"  {line(item.case, 80)} {item.state}: ", style="red")
+        text.append(f"  {line(item.case, 80)} {line(item.state, 40)}: ", style="red")
         text.append(f"{line(item.reason, 400)}\n")
         if item.advice:
             text.append(f"    {line(item.advice, 400)}\n", style="dim")
@@ -29,7 +29,11 @@ def summarise(result: RunResult, report: str | None = None) -> Text:
     if top.scores:
         text.append("Scores: " + ", ".join(f"{line(name, 60)} {score}" for name, score in top.scores) + "\n")
     text.append(f"{top.doubts}{'' if result.doubts else '.'}", style="yellow" if result.doubts else "")
-    text.append(f": {'; '.join(line(doubt.message, 160) for doubt in result.doubts[:2])}" if result.doubts else "")
+    text.append(
+        f": {'; '.join(line(f'{doubt.subject}: {doubt.message}', 160).rstrip('.') for doubt in result.doubts[:2])}"
+        if result.doubts
+        else ""
+    )
     text.append(" …\n" if len(result.doubts) > 2 else "\n")
     text.append(f"Report: {line(report)}" if report else f"Run: {line(result.path)}")
     return text
@@ -53,8 +57,8 @@ def _figures(text: Text, rows: list[KeyFigure]) -> None:
     for name, what, row in shown:
         text.append(f"  {name if row.case != previous else '':<{names}}  ")
         text.append(f"{what:<{whats}}  ", style="dim")
-        text.append(f"{row.cell.text}", style="bold")
-        text.append(f"  {row.cell.note}".rstrip() + "\n", style="dim")
+        text.append(line(row.cell.text, 60), style="bold")
+        text.append(f"  {line(row.cell.note, 120)}".rstrip() + "\n", style="dim")
         previous = row.case
     _more(text, len(rows) - _MOST, "figure")
 

@@ -24,7 +24,7 @@ class Trouble:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The run in a sentence. good: every case passed."""
+    """The run in a sentence. good: cases passed, and none ended otherwise but by being skipped on purpose."""
 
     headline: str
     good: bool
@@ -61,7 +61,8 @@ def verdict(result: RunResult) -> Verdict:
         kinds = ", ".join(f"{states.count(state)} {_past(state)}" for state in dict.fromkeys(states))
         headline = f"{passed} of {count_of(len(result.cases), 'case')} passed, {kinds}"
     doubts = f"{count_of(len(result.doubts), 'doubt')} about the figures" if result.doubts else "No doubts"
-    return Verdict(headline, bool(result.cases) and not troubles, troubles, doubts, score_words(result))
+    good = passed > 0 and all(trouble.state == "skipped" for trouble in troubles)
+    return Verdict(headline, good, troubles, doubts, score_words(result))
 
 
 def score_words(result: RunResult) -> list[tuple[str, str]]:
@@ -86,7 +87,8 @@ def key_figures(result: RunResult) -> list[KeyFigure]:
         own = [*_of_sweeps(case, found), *_of_training(case)]
         if not own:
             own = [KeyFigure(case.name, metric_label(f.metric), f, figure_cell(f)) for f in plain_figures(case)[:2]]
-        if not own:
+        # A case may pass without a figure of its own: it measured the ceilings.
+        if not own and state_of(case) != "passed":
             reason = (case.status.reason if case.status else None) or "the case recorded no figure"
             own = [KeyFigure(case.name, state_of(case), None, Cell("NA", reason, "quiet"))]
         rows += own
@@ -120,7 +122,7 @@ def _trouble(case: CaseResult) -> Trouble:
         return Trouble(
             case.name,
             state_of(case),
-            "It has no status: it still runs, never started, or its runner was killed.",
+            "no status was written: it still runs, never started, or its runner was killed",
             "Run the same folder again; cases that passed are kept.",
         )
     return Trouble(

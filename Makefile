@@ -1,0 +1,62 @@
+# make quick   measure this machine and leave a report        make test    everything that must hold
+# make prove   the long campaigns behind the claims           make bench   the cost of our own instruments
+# SYSTEM_TORCH=1 builds on the torch (and its backend) that is installed already, and installs none.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+SYSTEM_TORCH ?= 0
+
+# One list out of pyproject.toml, without torch: for machines whose torch is not ours to choose.
+names = $(shell sed -n '/^$(1) = \[/,/^\]/s/^    \("[^"]*"\),.*/\1/p' pyproject.toml | grep -v '"torch')
+
+ifeq ($(SYSTEM_TORCH),1)
+INSTALL = $(PIP) setuptools $(call names,dependencies) && $(PIP) --no-deps --no-build-isolation --editable .
+INSTALL_DEV = $(PIP) $(call names,dev)
+else
+INSTALL = $(PIP) --constraint constraints.txt --editable .
+INSTALL_DEV = $(PIP) --constraint constraints.txt --editable '.[dev]'
+endif
+
+.PHONY: quick test prove bench lint clean
+
+quick: $(VENV)/.installed
+	$(BIN)/assay run suites/quick.yaml
+
+test: $(VENV)/.tested
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+prove: $(VENV)/.tested
+	$(BIN)/pytest -m prove --timeout 3600
+
+bench: $(VENV)/.tested
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/instrumentation.py
+	$(BIN)/python benchmarks/reading.py
+	$(BIN)/python benchmarks/step_loop.py
+
+$(VENV)/bin/python:
+ifeq ($(SYSTEM_TORCH),1)
+	@$(PYTHON) -c "import torch" || { echo "SYSTEM_TORCH=1: $(PYTHON) has no torch; name one that has: PYTHON=..."; exit 2; }
+endif
+	$(PYTHON) -m venv $(VENV)
+ifeq ($(SYSTEM_TORCH),1)
+	# Its packages are seen behind our own, whether that torch lies in the system, a container or another venv.
+	$(PYTHON) -c "import torch, pathlib; print(pathlib.Path(torch.__file__).parents[1])" \
+		> "$$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/system-torch.pth"
+endif
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL)
+	touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	$(INSTALL_DEV)
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,53 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from assay.options import SCRIPTS, CommsOptions, PretrainOptions, parse_command_line
+from assay.options.base import build_parser, command_line
+
+COMMS = st.builds(
+    CommsOptions,
+    out=st.none() | st.just(Path("somewhere/with space")),
+    ops=st.lists(st.sampled_from(["all_reduce", "pt2pt"]), min_size=1, max_size=2).map(tuple),
+    size=st.none() | st.integers(1, 1 << 40),
+    budget=st.floats(1e-3, 1e6),
+    seed=st.integers(-5, 5),
+    style=st.sampled_from(["nccl", "deepspeed"]),
+)
+
+
+@given(COMMS)
+def test_a_command_line_gives_exactly_its_options(options: CommsOptions) -> None:
+    assert parse_command_line(CommsOptions, None, command_line(options)) == options
+
+
+def test_bad_options_are_one_sentence_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse_command_line(PretrainOptions, None, ["--model", "lama-tiny"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "assay: error: --model: unknown model 'lama-tiny'; did you mean 'llama-tiny'?\n"
+
+
+def test_sizes_of_a_sweep_are_whole_and_without_repeats() -> None:
+    options = CommsOptions(ops=("all_gather",), min=1, max=4096, factor=2)
+    sizes = list(options.sizes("all_gather", 3))
+    assert sizes == sorted(set(sizes))
+    assert all(size % 12 == 0 for size in sizes)
+    assert sizes[-1] == 4092
+
+
+def test_torchrun_leaves_our_options_alone() -> None:
+    """torchrun takes an abbreviation of its own options for itself, even behind the script's name."""
+    usage = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    theirs = {word.strip("[],=").split("=")[0].replace("_", "-") for word in usage.split() if "--" in word}
+    theirs = {word[word.index("--") :] for word in theirs}
+    for script, model in SCRIPTS.items():
+        for action in build_parser(model, "")._actions:
+            safe = [flag for flag in action.option_strings if not any(own.startswith(flag) for own in theirs)]
+            assert safe or action.dest == "help", f"{script}: no name of {action.option_strings} gets through torchrun"
