@@ -189,6 +189,7 @@ def session(options: ScriptOptions, script: str) -> Iterator[Session]:
     _die_with_parent()
     joined = False
     place: Placement | None = None
+    recorder: Recorder | None = None
     try:
         place = placement(os.environ)
         _check_world(options, place)
@@ -204,12 +205,12 @@ def session(options: ScriptOptions, script: str) -> Iterator[Session]:
         if stacks:
             stacks.close()
     except KeyboardInterrupt:
-        _end(INTERRUPTED_EXIT, "interrupted", place, joined)
+        _end(INTERRUPTED_EXIT, "interrupted", place, recorder, joined)
     except AssayError as error:
-        _end(error.exit_code, str(error), place, joined)
+        _end(error.exit_code, str(error), place, recorder, joined)
     except Exception as error:
         traceback.print_exc()
-        _end(RUN_FAILED_EXIT, f"{type(error).__name__}: {first_line(str(error))}", place, joined)
+        _end(RUN_FAILED_EXIT, f"{type(error).__name__}: {first_line(str(error))}", place, recorder, joined)
 
 
 def first_line(text: str) -> str:
@@ -218,7 +219,10 @@ def first_line(text: str) -> str:
     return line if len(line) <= 300 else line[:297] + "..."
 
 
-def _end(code: int, sentence: str, place: Placement | None, joined: bool) -> None:
+def _end(code: int, sentence: str, place: Placement | None, recorder: Recorder | None, joined: bool) -> None:
+    if recorder is not None:
+        with contextlib.suppress(AssayError):  # the disk that refuses may be the error being told
+            recorder.close()
     print(f"{SENTENCE_MARK}rank {place.rank if place else '?'}: {sentence}", file=sys.stderr, flush=True)
     _leave(joined)
     sys.stdout.flush()

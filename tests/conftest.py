@@ -45,7 +45,9 @@ def environment(**more: str) -> dict[str, str]:
 def assay(*args: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """Run the `assay` command to its end."""
     argv = [sys.executable, "-m", "assay", *map(str, args)]
-    return subprocess.run(argv, cwd=cwd, env=environment(**env), capture_output=True, text=True, check=False, timeout=170)
+    return subprocess.run(
+        argv, cwd=cwd, env=environment(**env), capture_output=True, text=True, check=False, timeout=170
+    )
 
 
 def torchrun(world: int, script: str, *args: str | Path, **env: str) -> subprocess.CompletedProcess[str]:

@@ -115,7 +115,9 @@ def test_comparisons_need_pairs_and_say_undecided() -> None:
     assert compare_pairs(ones, [0.9] * 20).verdict == "lower"
     assert compare_pairs(ones[:4], [1.1] * 4).verdict == "undecided"
     assert compare_pairs(ones, [1.001] * 20, margin=0.01).verdict == "indistinguishable"
-    assert compare_pairs(ones, [1.1] * 20, metrics=10**6).verdict == "undecided", "20 pairs cannot carry a million metrics"
+    assert compare_pairs(ones, [1.1] * 20, metrics=10**6).verdict == "undecided", (
+        "20 pairs cannot carry a million metrics"
+    )
     with pytest.raises(ValueError, match="expected pairs"):
         compare_pairs([], [])
 

@@ -173,7 +173,7 @@ def _score_part(section: Section) -> Part:
         Column("Test"),
         *(Column(name, numeric=True) for name in ("Weight", "Measured", "Baseline", "Ratio", "Score")),
     ]
-    lead = f"Score {score_text(section.score)}. {section.note}".strip()
+    lead = f"Score {score_text(section.score)}" + (f": {section.note}" if section.note else "")
     rows = [_score_row(row) for row in section.rows]
     return Part(
         section.title,

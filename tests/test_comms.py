@@ -1,0 +1,145 @@
+"""comms/bench.py on real ranks, and the data check against transports that err."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from assay.bandwidth import busbw
+from assay.collectives import OPERATIONS, Buffers, Setting, check, fill
+from assay.record import read_rank_file
+from assay.scoring.comms import derive
+from tests.conftest import torchrun
+
+SMALL = ("-b", "256", "-e", "4KiB", "-f", "16", "--budget", "0.05")
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_every_collective_gives_the_right_data_and_records(tmp_path: Path, world: int) -> None:
+    done = torchrun(world, "comms/bench.py", "--ops", "all", *SMALL, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    files = [read_rank_file(path) for path in sorted(tmp_path.glob("rank-*.jsonl"))]
+    assert len(files) == world
+    assert all(file.header and not file.garbage and not file.torn for file in files)
+    figures, _ = derive(files, {}, [])
+    ops = {str(figure.tags["op"]) for figure in figures}
+    assert ops == set(OPERATIONS)
+    for figure in figures:
+        if figure.metric == "check_errors":
+            assert figure.value == 0
+        else:
+            assert figure.value is not None
+            assert figure.value > 0
+    # What is printed is what a reader derives from the raw samples, to the printed digits.
+    rows = [line.split() for line in done.stdout.splitlines() if re.match(r"\s+\d", line)]
+    times = [f for f in figures if f.metric == "batch_call_time"]
+    assert [row[5] for row in rows] == [f"{(f.value or 0) * 1e6:.2f}" for f in times]
+    assert [row[0] for row in rows] == [str(f.tags["bytes"]) for f in times]
+    for figure in (f for f in figures if f.metric == "busbw"):
+        (time,) = (f for f in times if f.tags == figure.tags)
+        assert figure.value == busbw(str(figure.tags["op"]), int(figure.tags["bytes"]), time.value or 0, world)
+
+
+def test_pt2pt_is_between_the_pinned_pair_only(tmp_path: Path) -> None:
+    done = torchrun(3, "comms/bench.py", "--ops", "pt2pt", *SMALL, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    timed = [
+        {block.metric for block in read_rank_file(path).blocks} >= {"batch_time", "call_entry", "call_exit"}
+        for path in sorted(tmp_path.glob("rank-*.jsonl"))
+    ]
+    assert timed == [True, True, False]
+
+
+def test_deepspeeds_columns_and_definitions() -> None:
+    done = torchrun(2, "comms/bench.py", "--ops", "all_reduce,all_gather", "--size", "64KiB", "--style", "deepspeed")
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if re.match(r"\d+\.\d+ KB", line)]
+    reduce, gather = rows
+    assert reduce[:3] == ["64.0", "KB", "16384x4"]
+    assert gather[:3] == ["32.0", "KB", "8192x4"], "DeepSpeed prints one rank's part"
+    milliseconds, throughput, bus = float(reduce[3]), float(reduce[5]), float(reduce[6])
+    assert throughput == pytest.approx(2 * 65536 * 8 / (milliseconds / 1e3) / 1e9, rel=0.01, abs=0.0006)
+    assert bus == pytest.approx(throughput / 2, abs=0.0011)
+
+
+# --- The data check, without ranks: each fault is put into a buffer that is otherwise right.
+
+WORLD = 4
+
+
+def setting(rank: int, dtype: torch.dtype = torch.float32) -> Setting:
+    return Setting(rank, WORLD, (0, 1), dtype, torch.device("cpu"), seed=1)
+
+
+def received(op: str, rank: int, count: int, dtype: torch.dtype) -> tuple[Setting, Buffers]:
+    """Buffers of `rank` as they are after a faultless call."""
+    here = setting(rank, dtype)
+    operation = OPERATIONS[op]
+    buffers = operation.allocate(here, count)
+    fill(here, buffers)
+    total = buffers.received.numel()
+    buffers.received.copy_(operation.expected(here, total, torch.arange(total)).to(dtype))
+    return here, buffers
+
+
+def swap_halves(data: torch.Tensor) -> None:
+    half = data.numel() // 2
+    data.copy_(torch.cat([data[half:], data[:half]]))
+
+
+def flip_one_bit(data: torch.Tensor) -> None:
+    data.view(torch.uint8)[data.numel() * data.element_size() // 2] ^= 1
+
+
+def shift_by_one(data: torch.Tensor) -> None:
+    data.copy_(data.roll(1))
+
+
+def repeat_first_half(data: torch.Tensor) -> None:
+    half = data.numel() // 2
+    data[half:].copy_(data[:half].clone())
+
+
+def zero(data: torch.Tensor) -> None:
+    data.zero_()
+
+
+@pytest.mark.parametrize("fault", [swap_halves, flip_one_bit, shift_by_one, repeat_first_half, zero])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int32, torch.uint8])
+@pytest.mark.parametrize("op", OPERATIONS)
+def test_every_fault_in_every_collective_is_seen(
+    op: str, dtype: torch.dtype, fault: Callable[[torch.Tensor], None]
+) -> None:
+    here, buffers = received(op, 1, 4096, dtype)
+    assert check(OPERATIONS[op], here, buffers).wrong == 0
+    fault(buffers.received)
+    found = check(OPERATIONS[op], here, buffers)
+    assert found.wrong > 0
+    assert found.first_wrong is not None
+
+
+def test_a_rank_that_was_left_out_of_a_sum_is_seen() -> None:
+    here, buffers = received("all_reduce", 0, 4096, torch.float32)
+    own = OPERATIONS["all_reduce"].allocate(here, 4096)
+    fill(here, own)
+    buffers.received.sub_(own.sent)
+    assert check(OPERATIONS["all_reduce"], here, buffers).wrong > 4000
+
+
+def test_a_call_that_did_nothing_is_seen() -> None:
+    for op in ("all_gather", "all_to_all", "reduce_scatter"):
+        here = setting(1)
+        buffers = OPERATIONS[op].allocate(here, 4096)
+        fill(here, buffers)
+        assert check(OPERATIONS[op], here, buffers).wrong == buffers.received.numel()
+
+
+def test_large_buffers_are_sampled_and_say_so() -> None:
+    here, buffers = received("all_reduce", 0, 3 << 20, torch.float32)
+    found = check(OPERATIONS["all_reduce"], here, buffers)
+    assert (found.wrong, found.total) == (0, 3 << 20)
+    assert found.looked_at < found.total
+    swap_halves(buffers.received)
+    assert check(OPERATIONS["all_reduce"], here, buffers).wrong > found.looked_at // 2
