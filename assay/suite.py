@@ -11,10 +11,10 @@ import yaml
 from pydantic import BeforeValidator, Field, ValidationError
 
 from assay.errors import BadInput
+from assay.located import KeyPath, Where, read_yaml
 from assay.options import SCRIPTS, Options, ScriptOptions
 from assay.options.base import nearest, problems
 
-KeyPath = tuple[str | int, ...]
 LIMITS_SCRIPT = "specs/limits"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 _OWNED = ("out",)  # options that the runner sets
@@ -118,7 +118,7 @@ def load_suite(path: Path, overrides: Mapping[str, str] | None = None) -> Suite:
 
 def parse_suite(text: str, source: str, overrides: Mapping[str, str] | None = None) -> Suite:
     """As load_suite, from text. `source` stands for the file in sentences."""
-    data, lines = _read_yaml(text, source)
+    data, lines = read_yaml(text, source)
     return build_suite(data, source, lines, overrides)
 
 
@@ -126,7 +126,7 @@ def build_suite(
     data: object, source: str, lines: Mapping[KeyPath, int] | None = None, overrides: Mapping[str, str] | None = None
 ) -> Suite:
     """A suite from plain data, such as the resolved suite in run.json. Raises BadInput."""
-    where = _Where(source, lines or {})
+    where = Where(source, lines or {})
     if not isinstance(data, dict):
         raise BadInput(f"{source}: expected a mapping with the keys assay, name and cases; see suites/quick.yaml")
     try:
@@ -143,65 +143,6 @@ def build_suite(
     return Suite(source, file, cases)
 
 
-class _Where:
-    """Puts file, line and key in front of what is wrong."""
-
-    def __init__(self, source: str, lines: Mapping[KeyPath, int]) -> None:
-        self._source = source
-        self._lines = lines
-
-    def sentence(self, path: KeyPath, said: str) -> str:
-        # The value that is wrong may not exist in the file (a missing key): then its parent's line.
-        for length in range(len(path), -1, -1):
-            line = self._lines.get(path[:length])
-            if line is not None:
-                return f"{self._source}:{line}: {_dotted(path)}: {said}" if path else f"{self._source}:{line}: {said}"
-        return f"{self._source}: {_dotted(path)}: {said}" if path else f"{self._source}: {said}"
-
-
-def _dotted(path: KeyPath) -> str:
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    return text.removeprefix(".")
-
-
-def _read_yaml(text: str, source: str) -> tuple[object, dict[KeyPath, int]]:
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        lines: dict[KeyPath, int] = {}
-        if node is not None:
-            _note_lines(node, (), lines, source)
-        return yaml.safe_load(text), lines
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"{source}:{mark.line + 1}" if mark else source
-        raise BadInput(f"{place}: is no valid YAML: {error.problem or error.context}") from None
-    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
-        raise BadInput(
-            f"{source}: is no valid YAML: {str(error).splitlines()[0] if str(error) else 'nested too deep'}"
-        ) from None
-
-
-def _note_lines(node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], source: str) -> None:
-    line = node.start_mark.line + 1
-    # Aliases can make a small file endless; no suite comes near these bounds.
-    if len(path) > 40 or len(lines) > 100_000:
-        raise BadInput(f"{source}:{line}: nested too deep or too large for a suite; write it without nested aliases")
-    lines.setdefault(path, line)
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            at = key.start_mark.line + 1
-            if not isinstance(key, yaml.ScalarNode):
-                raise BadInput(f"{source}:{at}: expected a plain key")
-            inner = (*path, str(key.value))
-            if inner in lines:
-                raise BadInput(f"{source}:{at}: {_dotted(inner)}: key is given twice")
-            lines[inner] = at
-            _note_lines(value, inner, lines, source)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            _note_lines(value, (*path, index), lines, source)
-
-
 def _parse_overrides(overrides: Mapping[str, str]) -> dict[str, object]:
     values: dict[str, object] = {}
     for key, text in overrides.items():
@@ -212,7 +153,7 @@ def _parse_overrides(overrides: Mapping[str, str]) -> dict[str, object]:
     return values
 
 
-def _expand(file: SuiteFile, where: _Where, overrides: Mapping[str, object]) -> list[Case]:
+def _expand(file: SuiteFile, where: Where, overrides: Mapping[str, object]) -> list[Case]:
     used: set[str] = set()
     cases: list[Case] = []
     for index, entry in enumerate(file.cases):
@@ -260,7 +201,7 @@ def _unknown_override(key: str, file: SuiteFile) -> str:
 
 
 def _combinations(
-    entry: CaseEntry, model: type[ScriptOptions], where: _Where, index: int
+    entry: CaseEntry, model: type[ScriptOptions], where: Where, index: int
 ) -> Iterator[tuple[str, int, dict[str, Any]]]:
     axes: list[list[tuple[str, Any]]] = []
     for key, values in entry.matrix.items():
@@ -292,7 +233,7 @@ def _slug(value: object) -> str:
 
 
 def _options(
-    model: type[ScriptOptions], values: dict[str, Any], where: _Where, index: int, name: str, world: int
+    model: type[ScriptOptions], values: dict[str, Any], where: Where, index: int, name: str, world: int
 ) -> ScriptOptions:
     path: KeyPath = ("cases", index, "options")
     for key in _OWNED:

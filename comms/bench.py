@@ -79,9 +79,10 @@ class Run:
 
 
 def time_batches(options: CommsOptions, here: Session, run: Run, calls: int) -> list[float]:
-    """Seconds of each batch of `calls` back-to-back calls, one clock around them."""
-    durations = []
-    for _ in range(options.batches):
+    """Seconds of each batch of `calls` back-to-back calls, one clock around them, until narrow or time is up."""
+    durations: list[float] = []
+    begun = now()
+    while True:
         run.refill()  # a sum in place grows with every call; fresh data keep it finite
         here.device.synchronize()
         here.world.barrier()
@@ -92,7 +93,9 @@ def time_batches(options: CommsOptions, here: Session, run: Run, calls: int) -> 
         here.device.synchronize()
         durations.append(now() - start)
         # ----
-    return durations
+        enough = looks(durations) and is_settled(durations, options.target)
+        if len(durations) >= options.batches and agreed(here, enough or now() - begun >= options.budget):
+            return durations
 
 
 def time_calls(options: CommsOptions, here: Session, run: Run, guess: float) -> tuple[list[float], list[float]]:
@@ -112,14 +115,14 @@ def time_calls(options: CommsOptions, here: Session, run: Run, guess: float) -> 
             here.device.synchronize()
             exits.append(now())
             # ----
-        enough = is_settled(across_ranks(here, run, entries, exits), options.target) if settles(entries) else False
+        enough = looks(entries) and is_settled(across_ranks(here, run, entries, exits), options.target)
         if enough or len(entries) >= options.max_calls or agreed(here, now() - begun >= options.budget):
             return entries, exits
 
 
-def settles(entries: Sequence[float]) -> bool:
-    """Whether the stopping rule looks after this many calls."""
-    return next_look(len(entries) - 1) == len(entries)
+def looks(samples: Sequence[float]) -> bool:
+    """Whether the stopping rule looks after this many samples."""
+    return next_look(len(samples) - 1) == len(samples)
 
 
 def agreed(here: Session, value: int) -> int:
@@ -185,7 +188,8 @@ def measure(options: CommsOptions, here: Session, run: Run) -> Measurement:
 def nccl_header(options: CommsOptions, here: Session, op: str) -> str:
     """nccl-tests' columns, with the call-by-call percentiles and the interval behind them."""
     world = here.world
-    where = f"{world.size} ranks on {len(set(world.hosts))} hosts, {world.backend}, {here.device.name}"
+    hosts = len(set(world.hosts))
+    where = f"{world.size} ranks on {hosts} host{'s' if hosts > 1 else ''}, {world.backend}, {here.device.name}"
     return (
         f"# {op}: {where}\n"
         "# time: mean of back-to-back calls; p50, p99: single calls after a barrier; "

@@ -18,7 +18,7 @@ RUNNABLE = ("comms", "specs", "workloads")
 
 # Lowest first; a module may import its own row and those above it in this list.
 FLOORS: list[set[str]] = [
-    {"errors", "units", "bandwidth", "presets", "progress", "record", "estimates", "options", "suite", "machine", "device"},
+    {"errors", "units", "bandwidth", "presets", "progress", "record", "estimates", "options", "suite", "machine", "device", "placement", "located"},
     {"rundir", "recorder", "clock", "ranks", "launchers"},
     {"limits", "collectives", "transports"},
     {"training"},

@@ -25,7 +25,7 @@ Noise = Callable[[np.random.Generator, int], NDArray[np.float64]]
 @given(st.integers(1, 300), st.sampled_from([0.9, 0.95, 0.99]))
 def test_the_order_statistics_hold_the_median_with_at_least_the_confidence(n: int, confidence: float) -> None:
     def coverage(i: int, j: int) -> float:
-        return sum(math.comb(n, k) for k in range(i + 1, j + 1)) / 2**n
+        return float(sum(math.comb(n, k) for k in range(i + 1, j + 1)) / 2**n)
 
     ranks = interval_ranks(n, confidence)
     if ranks is None:

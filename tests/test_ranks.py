@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from assay.errors import BadInput
-from assay.ranks import Placement, World, placement, rendezvous_environment
+from assay.placement import Placement, placement, rendezvous_environment
+from assay.ranks import World
 from assay.record import read_rank_file
 from tests.conftest import ROOT, environment, free_port, torchrun, wait_for
 

@@ -51,7 +51,7 @@ class CommsOptions(ScriptOptions):
     dtype: DtypeName = Field("float32", description="element type")
     warmup: int = Field(5, ge=0, description="untimed calls before each timing")
     calls: int = Field(20, ge=1, description="back-to-back calls per batch, under one clock")
-    batches: int = Field(6, ge=1, description="back-to-back batches per size")
+    batches: int = Field(6, ge=1, description="back-to-back batches per size, at least")
     max_calls: int = Field(640, ge=1, description="most calls timed one by one per size")
     budget: float = Field(1.0, gt=0, description="seconds per size for each of the two timings, at most")
     target: float = Field(0.02, gt=0, description="half width of the 95 % interval at which sampling stops, relative")

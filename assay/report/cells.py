@@ -108,7 +108,8 @@ def figure_cell(figure: Figure | None) -> Cell:
         return Cell("NA", figure.reason or "no reason recorded", "quiet")
     value, interval = estimate_texts(figure.estimate, figure.unit, figure.metric)
     failed = figure.metric == "check_errors" and figure.estimate.value != 0
-    return Cell(value, interval or figure.reason or "", "bad" if failed else "")
+    notes = [interval or figure.reason or "", *(f"doubt: {kind.replace('_', ' ')}" for kind in figure.doubts)]
+    return Cell(value, "; ".join(filter(None, notes)), "bad" if failed else "")
 
 
 def share_cell(figure: Figure | None) -> Cell:

@@ -1,6 +1,7 @@
 """The score tables on a terminal or in a log."""
 
 from rich.table import Table
+from rich.text import Text
 
 from assay.report.text import line
 from assay.scoring.result import Scorecard, Section
@@ -15,16 +16,18 @@ def score_tables(card: Scorecard) -> list[Table]:
 def _table(card: Scorecard, section: Section) -> Table:
     total = "NA" if section.score is None else f"{section.score:.4f}"
     title = f"{section.title}: {total} (profile {line(card.profile)}, baseline {line(card.baseline)})"
-    table = Table(title=title, caption=f"{section.formula}. {section.note}".strip(), title_justify="left")
+    # Text, not str: a label out of a file must not be read as rich's own markup.
+    caption = Text(f"{section.formula}. {section.note}".strip())
+    table = Table(title=Text(title), caption=caption, title_justify="left")
     for heading in ("measurement", "weight", "measured", "baseline", "score", "note"):
         table.add_column(heading, justify="left" if heading in ("measurement", "note") else "right")
     for row in section.rows:
         table.add_row(
-            line(row.label),
+            Text(line(row.label)),
             f"{row.weight:.2%}",
             format_si(row.measured, row.unit),
             format_si(row.baseline, row.unit),
             "NA" if row.score is None else f"{row.score:.4f}",
-            line(row.note),
+            Text(line(row.note)),
         )
     return table

@@ -34,7 +34,7 @@ def _ceiling(files: Iterable[RankFile], metric: str, loaded: str, dtype: object)
                 count += block.samples.size
                 ranks = int(tags["ranks"] or 1)
     value = float(np.mean(best))
-    method = f"fastest of {count} samples, mean over {len(best)} ranks; the median sample reaches {np.mean(typical) / value:.0%}"
+    method = f"fastest of {count} samples, mean over {len(best)} rank{'s' if len(best) > 1 else ''}; the median sample reaches {np.mean(typical) / value:.0%}"
     name, unit = _RATES[metric]
     about = {"loaded": loaded, "ranks": ranks} | ({"dtype": dtype} if dtype else {})
     return Figure(name, unit, Estimate(value, None, None, count, method), about, better="higher")
@@ -47,5 +47,8 @@ def find(limits: Iterable[Figure], metric: str, ranks: int, dtype: str | None = 
         wanted = {"ranks": ranks, "loaded": loaded} | ({"dtype": dtype} if dtype else {})
         fits = figure.metric == metric and all(figure.tags.get(key) == value for key, value in wanted.items())
         if fits and figure.value:
-            return figure.value, f"measured {metric.removesuffix('_rate')} {loaded}, {ranks} ranks"
+            return (
+                figure.value,
+                f"measured {metric.removesuffix('_rate')} {loaded}, {ranks} rank{'s' if ranks > 1 else ''}",
+            )
     return None

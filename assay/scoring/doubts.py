@@ -1,6 +1,7 @@
 """The closed list of reasons to distrust a figure, each with what to do about it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from assay.record import RankFile
@@ -49,6 +50,14 @@ def of_case(case: CaseResult, files: list[RankFile], cores: int | None) -> list[
             message = f"{case.world} ranks ran {threads} threads on {cores} cores a host"
             found.append(doubt("oversubscribed", case.name, "all figures", message))
     return found
+
+
+def beside_figures(case: CaseResult, found: Sequence[Doubt]) -> CaseResult:
+    """The case with every doubted figure knowing its doubts, so that they can be printed beside it."""
+    kinds: dict[str, tuple[str, ...]] = {}
+    for item in found:
+        kinds[item.subject] = (*kinds.get(item.subject, ()), item.kind)
+    return replace(case, figures=[replace(figure, doubts=kinds.get(name_of(figure), ())) for figure in case.figures])
 
 
 def of_machine(document: Mapping[str, Any]) -> list[Doubt]:

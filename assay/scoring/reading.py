@@ -1,6 +1,7 @@
 """From a run folder to figures: reads every rank's records and hands them to the script's own reader."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,10 @@ def read_run(path: Path) -> RunResult:
     noted: list[Doubt] = []
     for case, files in found:
         figures, curves = READERS[case.script](files, case.options, limits) if case.script in READERS else ([], [])
-        read = CaseResult(**{**vars(case), "figures": figures, "curves": curves, "about": _about(files)})
-        cases.append(read)
-        noted += doubts.of_case(read, files, document.get("host", {}).get("cores_usable"))
+        read = replace(case, figures=figures, curves=curves, about=_about(files))
+        about_case = doubts.of_case(read, files, document.get("host", {}).get("cores_usable"))
+        cases.append(doubts.beside_figures(read, about_case))
+        noted += about_case
     noted += doubts.of_machine(document)
     return RunResult(str(path), document, cases, limits, noted)
 
@@ -81,5 +83,5 @@ def _about(files: Iterable[RankFile]) -> dict[str, Any]:
         "hosts": len({header.host for header in headers}),
         "one_clock": len({header.clock_id for header in headers}) == 1,
         "bytes_logged": sum(file.path.stat().st_size for file in files),
-        **first.about,
+        **{key: value for key, value in first.about.items() if key != "code"},
     }

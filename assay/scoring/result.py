@@ -28,6 +28,8 @@ class Figure:
     share: float | None = None
     share_of: str | None = None
     reason: str | None = None
+    doubts: tuple[str, ...] = ()
+    """Kinds of doubt about this figure, out of assay/scoring/doubts.py."""
 
     @property
     def value(self) -> float | None:

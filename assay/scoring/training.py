@@ -130,7 +130,11 @@ def _largest(
         "measured",
     )
     estimate = Estimate(
-        float(max(values.values())), None, None, len(values), f"{method}, largest of {len(values)} ranks"
+        float(max(values.values())),
+        None,
+        None,
+        len(values),
+        f"{method}, largest over {len(values)} rank{'s' if len(values) > 1 else ''}",
     )
     return Figure(metric, unit, estimate, tags, better=better)
 

@@ -1,0 +1,99 @@
+"""Where a launcher put this process: the variables of torchrun, Slurm, Open MPI and MPICH. Pure functions."""
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from assay.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a launcher put this process. `launcher` names the variables that were believed."""
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+    launcher: str
+
+
+_LAUNCHERS = (
+    # launcher, rank, world, local rank, local world; the innermost launcher comes first
+    ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    (
+        "Open MPI",
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+    ),
+    ("MPICH", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+)
+
+
+def placement(env: Mapping[str, str]) -> Placement:
+    """This process's place by its launcher's variables; rank 0 of 1 without any.
+
+    Raises BadInput if a variable is no number or the place is impossible.
+    """
+    for launcher, rank, world, local_rank, local_size in _LAUNCHERS:
+        if rank in env and world in env:
+            # A hand-made RANK/WORLD_SIZE pair without the local variables is common: all on this host.
+            place_here = local_rank if local_rank in env else rank
+            among = local_size if local_size in env else world
+            return _checked(launcher, env, rank, world, place_here, among)
+    # In a batch script SLURM_PROCID is set too, but no rank was started: only a step has a number of tasks.
+    if "SLURM_PROCID" in env and "SLURM_STEP_NUM_TASKS" in env:
+        place = _checked("Slurm", env, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", None)
+        return Placement(place.rank, place.world, place.local_rank, _slurm_local_world(env), "Slurm")
+    return Placement(0, 1, 0, 1, "none")
+
+
+def _checked(
+    launcher: str, env: Mapping[str, str], rank: str, world: str, local_rank: str, local_world: str | None
+) -> Placement:
+    numbers: list[int] = []
+    for name in (rank, world, local_rank, local_world or world):
+        text = env.get(name, "")
+        if not (text.isascii() and text.isdigit()):
+            raise BadInput(
+                f"environment: {name}={text!r} should be a whole number; was it set by {launcher} or by hand?"
+            )
+        numbers.append(int(text))
+    place = Placement(numbers[0], numbers[1], numbers[2], numbers[3], launcher)
+    if not (place.rank < place.world and place.local_rank < place.local_world <= place.world):
+        raise BadInput(f"environment: {rank}={place.rank} does not fit {world}={place.world}; start the ranks anew")
+    return place
+
+
+def _slurm_local_world(env: Mapping[str, str]) -> int:
+    # SLURM_STEP_TASKS_PER_NODE: "2(x3),1" = 2, 2, 2, 1 tasks on the nodes in order.
+    counts: list[int] = []
+    for part in env.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):
+        count, _, times = part.partition("(x")
+        if count.isdigit():
+            counts += [int(count)] * int(times.rstrip(")") or 1)
+    node = env.get("SLURM_NODEID", "0")
+    index = int(node) if node.isdigit() else 0
+    return counts[index] if index < len(counts) else int(env["SLURM_STEP_NUM_TASKS"])
+
+
+def rendezvous_environment(place: Placement, env: Mapping[str, str]) -> dict[str, str]:
+    """RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT for torch's env:// rendezvous, where the launcher left them out.
+
+    Raises BadInput if the first host's address cannot be known.
+    """
+    given = {"RANK": str(place.rank), "WORLD_SIZE": str(place.world), "LOCAL_RANK": str(place.local_rank)}
+    if "MASTER_ADDR" in env:
+        given["MASTER_ADDR"] = env["MASTER_ADDR"]
+    elif place.local_world == place.world:
+        given["MASTER_ADDR"] = "127.0.0.1"
+    else:
+        raise BadInput(
+            f"environment: {place.launcher} started several hosts but MASTER_ADDR is not set; set it to rank 0's host"
+        )
+    # Ranks of one job must agree on a port without talking; the job's own name is what they share.
+    job = env.get("SLURM_JOB_ID") or env.get("PMIX_NAMESPACE") or env.get("PMI_JOBID") or ""
+    given["MASTER_PORT"] = env.get("MASTER_PORT") or str(20000 + zlib.crc32(job.encode()) % 10000)
+    return given
