@@ -1,0 +1,170 @@
+"""The command as a person types it."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT, TINY, assay, environment, free_port
+
+
+def without_torch(*args: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process where importing torch is an error."""
+    code = (
+        "import sys\nclass No:\n def find_spec(self, name, *rest):\n"
+        "  if name.split('.')[0] in ('torch', 'transformers'): raise RuntimeError('imported ' + name)\n"
+        "sys.meta_path.insert(0, No())\nsys.argv = ['assay', *sys.argv[1:]]\nfrom assay.cli import main\nmain()\n"
+    )
+    argv = [sys.executable, "-c", code, *args]
+    return subprocess.run(argv, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    "args", [("--help",), ("list",), ("plan", "suites/quick.yaml"), ("run", "--help"), ("run", "x")]
+)
+def test_torch_is_not_imported_before_ranks_are(args: tuple[str, ...]) -> None:
+    done = without_torch(*args)
+    assert "imported torch" not in done.stderr
+    assert done.returncode == (2 if args == ("run", "x") else 0), done.stderr
+
+
+def test_reading_scoring_and_reporting_need_no_torch(tiny_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    for command in ("score", "report"):
+        done = without_torch(command, str(run))
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_plan_is_what_runs(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    planned = assay("plan", "tiny.yaml", cwd=tmp_path).stdout
+    for case in (tiny_run / "cases").iterdir():
+        command = json.loads((case / "attempt-1/command.json").read_text())
+        started = " ".join(command["argv"][:-1]).replace(str(tiny_run), "")
+        assert f"{case.name}: " in planned
+        assert re.search(re.escape(started.split(" --out ")[0]), planned)
+        for name, value in command["env"].items():
+            assert f"{name}={value}" in planned
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_leaves_all_that_a_reader_needs(tiny_run: Path) -> None:
+    document = json.loads((tiny_run / "run.json").read_text())
+    assert document["software"]["torch"]
+    assert document["host"]["cores_usable"] >= 1
+    assert document["environment"]["OMP_NUM_THREADS"] == "1"
+    assert document["code"]["path"]
+    for case in (tiny_run / "cases").iterdir():
+        names = {path.name for path in (case / "attempt-1").iterdir()}
+        assert names >= {
+            "command.json",
+            "stdout.log",
+            "stderr.log",
+            "status.json",
+            "rank-00000.jsonl",
+            "rank-00001.jsonl",
+        }
+        assert (case / "case.json").exists()
+    assert (tiny_run / "report.html").exists()
+    assert "TGS" in (tiny_run / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("run",), "give a suite, or --resume with a run folder; not both"),
+        (("run", "quik"), "suite 'quik': no such file or shipped suite; did you mean 'quick'?"),
+        (("run", "quick", "-o", "steps"), "-o steps: expected KEY=VALUE, for example -o steps=20"),
+        (("run", "quick", "-o", "stesp=2"), "-o stesp: no case has the option 'stesp'; did you mean 'steps'?"),
+        (("run", "--resume", "nowhere"), "nowhere: is no folder; give the run folder that `assay run` printed"),
+        (("score", "."), "run.json: no such file or directory; is this a run folder of assay?"),
+        (("report", "nowhere"), "nowhere: is no folder; give the run folder that `assay run` printed"),
+        (("baseline", "record", "nowhere"), "nowhere: is no folder; give the run folder that `assay run` printed"),
+    ],
+)
+def test_bad_input_is_one_sentence_exit_code_2_and_nothing_written(
+    tmp_path: Path, args: tuple[str, ...], said: str
+) -> None:
+    done = assay(*args, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [f"assay: error: {said}"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_taken_port_is_one_sentence(tmp_path: Path) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", free_port()))
+        taken.listen()
+        port = taken.getsockname()[1]
+        (tmp_path / "s.yaml").write_text(TINY.replace("limits: false", f"limits: false\nport: {port}"))
+        done = assay("run", "s.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == f"assay: error: port {port}: address already in use; give a free one, or none\n"
+
+
+def test_a_given_port_is_used(tmp_path: Path) -> None:
+    head = TINY.partition("  - name: comms")[0]
+    (tmp_path / "s.yaml").write_text(head.replace("limits: false", f"limits: false\nport: {free_port()}"))
+    assert assay("run", "s.yaml", cwd=tmp_path).returncode == 0
+
+
+def test_a_run_scored_against_itself_is_1(tiny_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    recorded = assay("baseline", "record", run, "--out", tmp_path / "b.yaml", cwd=tmp_path)
+    assert recorded.returncode == 0, recorded.stderr
+    figures = yaml.safe_load((tmp_path / "b.yaml").read_text())["figures"]
+    assert {figure["metric"] for figure in figures} == {"throughput_deepspeed", "tgs"}
+    scored = assay("score", run, "--baseline", tmp_path / "b.yaml", cwd=tmp_path)
+    assert "Communication: 1.0000" in scored.stdout
+    assert "Training performance: 1.0000" in scored.stdout
+    report = assay("report", run, "--baseline", tmp_path / "b.yaml", cwd=tmp_path)
+    assert "Communication 1.0" in report.stdout, report.stdout
+
+
+def test_a_baseline_that_is_none_names_file_and_key(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "b.yaml").write_text("schema: assay-baseline/1\nname: x\ntitel: y\nsource: z\nfigures: []\n")
+    done = assay("score", tiny_run, "--baseline", tmp_path / "b.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"{tmp_path}/b.yaml: titel: unknown key 'titel'; did you mean 'title'?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_environment_is_told() -> None:
+    done = assay("env", cwd=ROOT)
+    document = json.loads(done.stdout)
+    assert document["devices"]["devices"]
+    assert "gloo" in document["devices"]["backends"]
+
+
+def test_the_wheel_ships_scripts_suites_and_data_under_one_name(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns(".git", ".venv", "runs", "*.egg-info", "build", ".*_cache", "__pycache__")
+    shutil.copytree(ROOT, source, ignore=ignored)
+    argv = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(source)]
+    subprocess.run(argv, check=True, capture_output=True, env=environment())
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    assert {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")} == {"assay"}
+    # The installed copy, found first on the path, plans the shipped suite with its own scripts.
+    code = "import assay; print(assay.__file__); import sys; sys.argv = ['assay', 'plan', 'quick']; from assay.cli import main; main()"
+    env = environment(PYTHONPATH=str(site))
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(site))
+    assert f"-- {site}/assay/comms/bench.py" in done.stdout
+    listed = subprocess.run(
+        [sys.executable, "-m", "assay", "list"], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+    )
+    assert "a100-80g" in listed.stdout

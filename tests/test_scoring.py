@@ -1,0 +1,177 @@
+"""Figures and scores from records whose answer is known."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from assay.estimates import Estimate
+from assay.record import Block, Header, RankFile, TagValue
+from assay.rundir import Status
+from assay.scoring import ceilings, comms, doubts, training
+from assay.scoring.baseline import load_baseline, load_profile
+from assay.scoring.result import CaseResult, Figure, RunResult
+from assay.scoring.score import score_run
+
+PASSED = Status("passed", "run", 0, 1.0)
+FAILED = Status("failed", "run", 1, 1.0, "rank 3 died")
+
+
+def rank_file(rank: int, world: int, blocks: list[Block], clock: str = "boot") -> RankFile:
+    header = Header(rank, world, rank, world, "host", 1, clock, "cpu", "CPU", "gloo", "x", 0.0, 0.0)
+    return RankFile(Path(f"rank-{rank:05d}.jsonl"), header, blocks, [], False)
+
+
+def block(metric: str, samples: list[float], first_step: int | None = None, /, **tags: TagValue) -> Block:
+    return Block(metric, "s", np.array(samples, dtype=float), tags, first_step)
+
+
+def seed_run() -> RunResult:
+    """A run that measured exactly what the seed's A100 did, at the seed's ten configurations."""
+    baseline = load_baseline("a100-80g")
+    cases = []
+    for item in baseline.figures:
+        tags: dict[str, TagValue] = {**item.match, "backend": "nccl"}
+        assert item.duration is not None
+        calls = 10
+        files = [
+            rank_file(rank, 2, [block("batch_time", [item.duration * calls] * 6, **tags, calls=calls)])
+            for rank in (0, 1)
+        ]
+        figures, _ = comms.derive(files, {}, [])
+        name = f"{item.match['op']}-{item.match['world']}"
+        options = {"ops": (item.match["op"],), "size": item.match["bytes"]}
+        cases.append(CaseResult(name, "comms/bench", int(item.match["world"] or 0), options, PASSED, 1, figures))
+    return RunResult("run", {}, cases, [], [])
+
+
+def test_the_seeds_own_measurements_score_1() -> None:
+    card = score_run(seed_run(), load_profile("llm-evaluation-0.2.1"), load_baseline("a100-80g"))
+    (section,) = card.sections
+    assert section.score == pytest.approx(1, abs=5e-5)
+    assert len(section.rows) == 10
+    assert sum(row.weight for row in section.rows) == pytest.approx(1)
+    assert [row.weight for row in section.rows[:3]] == [0.25, 0.25, 0.0625]
+
+
+def test_not_submitted_is_NA_and_counts_0_while_failed_is_0() -> None:
+    whole = seed_run()
+    profile, baseline = load_profile("llm-evaluation-0.2.1"), load_baseline("a100-80g")
+    first, second, *others = whole.cases
+    some = replace(whole, cases=[replace(first, status=FAILED), *others])
+    (section,) = score_run(some, profile, baseline).sections
+    assert (section.rows[0].score, section.rows[0].note) == (0.0, f"case {first.name} did not pass")
+    assert (section.rows[1].score, section.rows[1].note) == (None, "not submitted")
+    assert section.score == pytest.approx(0.5, abs=5e-5)
+    crashed = replace(whole, cases=[replace(first, status=FAILED, figures=[]), second, *others])
+    assert score_run(crashed, profile, baseline).sections[0].rows[0].score == 0.0
+    assert score_run(replace(whole, cases=[]), profile, baseline).sections[0].score is None
+
+
+def test_twice_the_time_is_half_the_score() -> None:
+    def slower(figure: Figure) -> Figure:
+        assert figure.estimate
+        return replace(figure, estimate=Estimate(figure.estimate.value / 2, None, None, 1, ""))
+
+    run = seed_run()
+    half = replace(run, cases=[replace(case, figures=[slower(f) for f in case.figures]) for case in run.cases])
+    (section,) = score_run(half, load_profile("llm-evaluation-0.2.1"), load_baseline("a100-80g")).sections
+    assert section.score == pytest.approx(0.5, abs=5e-5)
+
+
+def training_files(world: int, seconds: list[list[float]], **scalars: float) -> list[RankFile]:
+    tags: dict[str, TagValue] = {"model": "m", "engine": "ddp", "data": "dummy", "dtype": "float32"}
+    files = []
+    for rank in range(world):
+        blocks = [block("step_time", seconds[rank], 2, **tags, phase="measured")]
+        blocks.append(block("step_time", [9.0, 9.0], 0, **tags, phase="warmup"))
+        if rank == 0:
+            steps = len(seconds[0])
+            blocks.append(block("tokens", [1024.0] * steps, 2, **tags, phase="measured"))
+            blocks.append(block("loss", [8.0 - i for i in range(steps)], 2, **tags, phase="measured"))
+            blocks += [block(name, [value], **tags) for name, value in scalars.items()]
+        files.append(rank_file(rank, world, blocks))
+    return files
+
+
+def named(figures: list[Figure], metric: str) -> Figure:
+    (found,) = [figure for figure in figures if figure.metric == metric]
+    return found
+
+
+def test_tgs_is_all_tokens_over_all_time_of_the_slowest_rank() -> None:
+    # 4 steps of 1024 tokens on 2 devices: the slower rank takes 0.5 s, once 2.5 s (a pause counts).
+    files = training_files(2, [[0.4] * 4, [0.5, 2.5, 0.5, 0.5]])
+    figures, curves = training.derive(files, {"seq_len": 128, "global_batch": 8}, [])
+    assert named(figures, "tgs").value == pytest.approx(4 * 1024 / 4.0 / 2)
+    assert named(figures, "step_time_p50").value == 0.5
+    assert named(figures, "final_loss").value == pytest.approx(6.5)
+    assert named(figures, "ppl").reason == "not recorded"
+    loss = next(curve for curve in curves if curve.metric == "loss")
+    assert loss.steps is not None
+    assert loss.steps.tolist() == [2, 3, 4, 5]
+
+
+def test_mfu_is_a_share_of_the_ceiling_with_as_many_ranks_loaded() -> None:
+    limits = [
+        Figure(
+            "gemm_rate", "FLOP/s", Estimate(rate, None, None, 1, ""), {"loaded": loaded, "ranks": 2, "dtype": "float32"}
+        )
+        for loaded, rate in (("alone", 9e9), ("together", 4e9))
+    ]
+    files = training_files(2, [[0.5] * 4, [0.5] * 4], flops_per_token=1e6, eval_loss=math.log(50))
+    figures, _ = training.derive(files, {}, limits)
+    assert named(figures, "mfu").value == pytest.approx(1024 * 1e6 / 4e9)
+    assert named(figures, "ppl").value == pytest.approx(50)
+    unknown, _ = training.derive(files, {}, [])
+    assert named(unknown, "mfu").value is None
+    assert named(unknown, "mfu").reason == "no measured GEMM ceiling in float32"
+
+
+def test_a_call_lasts_from_the_last_entry_to_the_last_exit_or_as_long_as_in_the_slowest_rank() -> None:
+    tags: dict[str, TagValue] = {"op": "all_reduce", "bytes": 1024, "dtype": "float32", "backend": "gloo", "world": 2}
+    times = [([0.0, 10.0], [0.025, 10.004]), ([0.020, 10.0], [0.025, 10.003])]
+    blocks = [[block("call_entry", enter, **tags), block("call_exit", leave, **tags)] for enter, leave in times]
+    one_clock = [rank_file(rank, 2, blocks[rank]) for rank in (0, 1)]
+    assert comms.call_times(one_clock, tags) == pytest.approx([0.005, 0.004])
+    two_clocks = [rank_file(rank, 2, blocks[rank], clock=f"boot{rank}") for rank in (0, 1)]
+    assert comms.call_times(two_clocks, tags) == pytest.approx([0.025, 0.004])
+
+
+def test_a_ceiling_is_the_fastest_sample_per_rank() -> None:
+    def ceiling(loaded: str, times: list[float]) -> Block:
+        return block("copy_time", times, loaded=loaded, ranks=2, work=100)
+
+    files = [
+        rank_file(0, 2, [ceiling("together", [2.0, 1.0]), ceiling("alone", [0.5])]),
+        rank_file(1, 2, [ceiling("together", [4.0, 5.0])]),
+    ]
+    limits = ceilings.derive(files)
+    assert ceilings.find(limits, "copy_rate", 2) == ((100 + 25) / 2, "measured copy together, 2 ranks")
+    assert ceilings.find(limits, "copy_rate", 8) is None
+
+
+def doubted(figures: list[Figure], **about: object) -> list[str]:
+    case = CaseResult("c", "comms/bench", 2, {}, PASSED, 1, figures, [], about)
+    return [item.kind for item in doubts.of_case(case, [], 2)]
+
+
+def test_what_cannot_be_is_doubted() -> None:
+    tags = {"op": "all_reduce", "bytes": 1024}
+
+    def figure(
+        metric: str, value: float, low: float | None = None, high: float | None = None, share: float | None = None
+    ) -> Figure:
+        return Figure(metric, "B/s", Estimate(value, low, high, 10, ""), tags, share=share, share_of="ceiling")
+
+    assert doubted([figure("busbw", 1.0, 0.99, 1.01, share=0.5)]) == []
+    assert doubted([figure("busbw", 1.0, share=1.2)]) == ["above_ceiling"]
+    assert doubted([figure("busbw", 1.0, 0.5, 1.5)]) == ["wide_interval"]
+    assert doubted([figure("check_errors", 3.0)]) == ["wrong_data"]
+    assert doubted([figure("call_time_p50", 1e-7)]) == ["coarse_clock"]
+    assert doubted([figure("batch_call_time", 2.0), figure("call_time_p99", 1.0)]) == ["mean_above_p99"]
+    assert doubted([], device="cpu", hosts=1, threads=2, one_clock=True) == ["oversubscribed"]
+    assert doubted([], device="cuda", hosts=2, threads=2, one_clock=False) == ["no_common_clock"]
+    assert set(doubts.ADVICE) >= {"above_ceiling", "garbage_records", "missing_ranks", "busy_machine"}
