@@ -1,0 +1,95 @@
+"""What our own instruments cost, in a loop of no-ops.
+
+    python benchmarks/instrumentation.py
+
+Must reach: at most 20 µs a training step (all its series) and 1 µs a timed call. Every sample is one loop of many
+rounds, with the empty loop beside it subtracted; records go to a real file.
+"""
+
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from assay.clock import now
+from assay.estimates import Estimate, median_interval
+from assay.record import Header
+from assay.recorder import Recorder
+
+STEP_LIMIT, CALL_LIMIT = 20e-6, 1e-6
+ROUNDS, SAMPLES = 20_000, 25
+
+
+def header() -> Header:
+    """A header for records that nobody reads."""
+    return Header(0, 1, 0, 1, platform.node(), 0, "", "cpu", "", "", "benchmark", 0.0, 0.0)
+
+
+def per_round(loop: Callable[[], None]) -> Estimate:
+    """Seconds per round of `loop` beyond the same number of empty rounds, interleaved."""
+    samples = []
+    for _ in range(SAMPLES):
+        start = time.perf_counter()
+        for _ in range(ROUNDS):
+            pass
+        empty = time.perf_counter() - start
+        start = time.perf_counter()
+        loop()
+        samples.append((time.perf_counter() - start - empty) / ROUNDS)
+    return median_interval(samples)
+
+
+def steps(recorder: Recorder) -> Callable[[], None]:
+    """The instruments of one training step: five series and the clock, as workloads/pretrain.py has them."""
+    names = ("step_time", "loss", "grad_norm", "learning_rate", "tokens")
+    series = [recorder.series(name, "1", {"phase": "measured", "model": "none"}, first_step=0) for name in names]
+
+    def loop() -> None:
+        last = now()
+        for _ in range(ROUNDS):
+            end = now()
+            for one in series:
+                one.add(end - last)
+            last = end
+
+    return loop
+
+
+def calls() -> Callable[[], None]:
+    """The instruments of one timed call in comms/bench.py: entry and exit."""
+
+    def loop() -> None:
+        entries: list[float] = []
+        exits: list[float] = []
+        for _ in range(ROUNDS):
+            entries.append(now())
+            exits.append(now())
+
+    return loop
+
+
+def report(what: str, cost: Estimate, limit: float) -> None:
+    """One line: the cost in ns, its interval, its limit."""
+    low, high = cost.low or cost.value, cost.high or cost.value
+    word = "holds" if high <= limit else "fails" if low > limit else "undecided"
+    interval = f"[{low * 1e9:,.0f}, {high * 1e9:,.0f}]"
+    print(f"{what}: {cost.value * 1e9:,.0f} ns {interval}, limit {limit * 1e9:,.0f} ns: {word} ({cost.method})")
+
+
+def main() -> None:
+    """Measure both and say what 72 hours of them weigh on the disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rank-00000.jsonl"
+        recorder = Recorder(path, header())
+        report("a training step", per_round(steps(recorder)), STEP_LIMIT)
+        recorder.close()
+        size = path.stat().st_size / (ROUNDS * SAMPLES)
+        report("a timed call", per_round(calls()), CALL_LIMIT)
+    print(
+        f"a training step logs {size:.0f} bytes on rank 0; at 1 step/s that is {size * 3600 / 1e6:.2f} MB per rank and hour"
+    )
+
+
+if __name__ == "__main__":
+    main()
