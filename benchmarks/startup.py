@@ -12,25 +12,26 @@ import sys
 import tempfile
 import time
 
-from assay.estimates import Estimate, median_interval
+from assay.estimates import median_interval
 
 HELP_LIMIT, QUICK_LIMIT = 0.5, 120.0
 
 
-def seconds_of(argv: list[str], runs: int) -> Estimate:
-    """Wall-clock seconds of a whole process: median of `runs` after one that fills the caches."""
+def seconds_of(argv: list[str], runs: int) -> list[float]:
+    """Wall-clock seconds of a whole process, `runs` times after one that fills the caches."""
     times = []
     for counted in [False] + [True] * runs:
         start = time.monotonic()
         subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
         if counted:
             times.append(time.monotonic() - start)
-    return median_interval(times)
+    return times
 
 
-def verdict(estimate: Estimate, limit: float) -> str:
-    """Whether the interval lies below the limit, above it, or on both sides."""
-    low, high = estimate.low or estimate.value, estimate.high or estimate.value
+def verdict(times: list[float], limit: float) -> str:
+    """Whether the interval (with too few runs for one: the range) lies below the limit, above it, or on both sides."""
+    estimate = median_interval(times)
+    low, high = estimate.low or min(times), estimate.high or max(times)
     word = "holds" if high <= limit else "fails" if low > limit else "undecided"
     return f"{estimate.value:.3f} s [{low:.3f}, {high:.3f}], limit {limit:g} s: {word} ({estimate.method})"
 
