@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     import torch
 
 
+# Accelerators whose ranks cannot talk to each other: `auto` passes them by, so that the whole suite runs on one device.
+_WITHOUT_COLLECTIVES = {"mps"}
+
+
 class Device(Protocol):
     """What a measurement needs of a device."""
 
@@ -86,7 +90,7 @@ class Accelerator:
         self.index = index
         self.torch_device = torch.device(type_, index)
         self._module: Any = torch.get_device_module(type_)
-        self._module.set_device(index)
+        torch.accelerator.set_device_index(index)
 
     @property
     def name(self) -> str:
@@ -96,7 +100,9 @@ class Accelerator:
 
     def synchronize(self) -> None:
         """Wait for every stream of the device."""
-        self._module.synchronize(self.index)
+        import torch
+
+        torch.accelerator.synchronize(self.index)
 
     def peak_memory(self) -> int | None:
         """Peak of the caching allocator in bytes, None where the backend has no such count."""
@@ -118,7 +124,8 @@ def open_device(name: str, local_rank: int) -> Device:
     import torch
 
     present = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    wanted = (present.type if present else "cpu") if name == "auto" else name
+    found = present.type if present and present.type not in _WITHOUT_COLLECTIVES else "cpu"
+    wanted = found if name == "auto" else name
     if wanted == "cpu":
         return HostDevice()
     if present is None or present.type != wanted:

@@ -184,11 +184,12 @@ def _starts_with_header(path: Path) -> bool:
 
 
 class _TimeLeft:
-    """What remains of a run. A case that moves tells its own share; the rest is judged by the cases that ended."""
+    """What remains of a run. A case that moves tells its own rest; other cases are judged by those that ended."""
 
     def __init__(self, suite: Suite) -> None:
         self._waiting = {case.name: case for case in suite.cases}
         self._ended: list[float] = []
+        self._first: dict[str, tuple[float, float]] = {}
 
     def ended(self, case: Case, seconds: float) -> None:
         del self._waiting[case.name]
@@ -196,9 +197,11 @@ class _TimeLeft:
             self._ended.append(seconds)
 
     def left(self, case: Case, seconds: float, share: float) -> float | None:
-        if share <= 0:
+        # From the first sign of progress on: starting up takes long and says nothing about the pace.
+        first_seconds, first_share = self._first.setdefault(case.name, (seconds, share))
+        if share <= first_share:
             return None
-        whole = seconds / share
-        typical = (sum(self._ended) + whole) / (len(self._ended) + 1)
+        rest = (seconds - first_seconds) / (share - first_share) * (1 - share)
+        typical = (sum(self._ended) + seconds + rest) / (len(self._ended) + 1)
         others = sum(min(typical, other.time_limit) for name, other in self._waiting.items() if name != case.name)
-        return whole - seconds + others
+        return rest + others

@@ -45,7 +45,26 @@ def format_size(count: int) -> str:
 
 
 _PREFIXES = [(1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ")]
-_UNPREFIXED = {"", "1", "%", "step", "steps", "tokens"}
+_UNPREFIXED = {"", "1", "%", "step", "steps"}
+
+
+def si_scale(value: float, unit: str) -> tuple[float, str]:
+    """The divisor and the unit with which a value of this size is shown: `2e9, "B/s"` → `1e9, "GB/s"`.
+
+    Pure numbers (unit "1"), counts and token rates keep their unit.
+    """
+    size = abs(value)
+    if unit in _UNPREFIXED or unit.startswith("tokens") or size == 0 or not math.isfinite(size):
+        return 1.0, "" if unit == "1" else unit
+    factor, prefix = next(((f, p) for f, p in _PREFIXES if size >= f * 0.9995), (1e-9, "n"))
+    return factor, prefix + unit
+
+
+def significant_places(value: float, digits: int = 3) -> int:
+    """Decimals with which `value` shows so many significant digits: `1.234` → 2, `1234` → 0."""
+    if value == 0 or not math.isfinite(value):
+        return 0
+    return max(0, digits - 1 - math.floor(math.log10(abs(value))))
 
 
 def format_si(value: float | None, unit: str, digits: int = 3) -> str:
@@ -54,18 +73,9 @@ def format_si(value: float | None, unit: str, digits: int = 3) -> str:
         return "NA"
     if not math.isfinite(value):
         return f"{value} {unit}".strip()
-    if unit in _UNPREFIXED or unit.startswith("tokens") or value == 0:
-        return f"{_significant(value, digits)} {unit}".strip()
-    size = abs(value)
-    factor, prefix = next(((f, p) for f, p in _PREFIXES if size >= f * 0.9995), (1e-9, "n"))
-    return f"{_significant(value / factor, digits)} {prefix}{unit}"
-
-
-def _significant(value: float, digits: int) -> str:
-    if value == 0:
-        return "0"
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{decimals}f}"
+    factor, shown = si_scale(value, unit)
+    scaled = value / factor
+    return f"{scaled:,.{significant_places(scaled, digits)}f} {shown}".strip()
 
 
 def format_duration(seconds: float) -> str:

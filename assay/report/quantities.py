@@ -4,9 +4,8 @@ import math
 
 from assay.estimates import Estimate
 from assay.report.text import line
-from assay.units import format_size
+from assay.units import format_size, si_scale, significant_places
 
-_PREFIXES = [(1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ")]
 _PERCENT = {"mfu", "hfu"}  # pure numbers that everybody reads in percent
 
 
@@ -15,13 +14,7 @@ def scale(value: float, unit: str, metric: str = "") -> tuple[float, str]:
     unit = line(unit, 40)
     if metric in _PERCENT and unit == "1":
         return 0.01, "%"
-    if unit in ("", "1"):
-        return 1.0, ""
-    size = abs(value)
-    if unit in ("%", "step", "steps") or unit.startswith("tokens") or size == 0 or not math.isfinite(size):
-        return 1.0, unit
-    factor, prefix = next(((f, p) for f, p in _PREFIXES if size >= f * 0.9995), (1e-9, "n"))
-    return factor, prefix + unit
+    return si_scale(value, unit)
 
 
 def quantity(value: float | None, unit: str, metric: str = "") -> str:
@@ -40,10 +33,10 @@ def estimate_texts(estimate: Estimate, unit: str, metric: str = "") -> tuple[str
         return quantity(value, unit, metric), ""
     factor, shown = scale(value, unit, metric)
     value, low, high = value / factor, low / factor, high / factor
-    places = _places(value)
+    places = significant_places(value)
     # An interval narrower than the last digit would print as [1.24, 1.24].
     if high > low:
-        places = max(places, min(_places(high - low, 1), places + 2))
+        places = max(places, min(significant_places(high - low, 1), places + 2))
     if places > 9 or max(abs(value), abs(low), abs(high)) >= 1e15:
         return f"{number(value)} {shown}".strip(), f"[{number(low)}, {number(high)}]"
     return f"{value:,.{places}f} {shown}".strip(), f"[{low:,.{places}f}, {high:,.{places}f}]"
@@ -63,13 +56,7 @@ def _reading(value: float) -> str:
         return "∞" if value > 0 else "−∞"
     if abs(value) >= 1e15 or 0 < abs(value) < 1e-5:
         return f"{value:.2e}"
-    return f"{value:,.{_places(value)}f}"
-
-
-def _places(value: float, digits: int = 3) -> int:
-    if value == 0 or not math.isfinite(value):
-        return 0
-    return max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{significant_places(value)}f}"
 
 
 def size(count: float) -> str:
