@@ -146,9 +146,6 @@ class Comparison:
     verdict: Literal["higher", "lower", "indistinguishable", "undecided"]
 
 
-FEWEST_PAIRS = 6  # the smallest n whose extreme order statistics hold the median with 95 %
-
-
 def compare_pairs(a: Sequence[float], b: Sequence[float], *, margin: float = 0.0, metrics: int = 1) -> Comparison:
     """Compare interleaved launches (aᵢ, bᵢ) of two versions by the interval of the median ratio bᵢ/aᵢ.
 

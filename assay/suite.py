@@ -12,10 +12,11 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from assay.errors import BadInput
 from assay.located import KeyPath, Where, read_yaml
-from assay.options import SCRIPTS, Options, ScriptOptions
+from assay.options import SCRIPTS, LimitsOptions, Options, PretrainOptions, ScriptOptions
 from assay.options.base import nearest, problems
 
 LIMITS_SCRIPT = "specs/limits"
+MOST_LOCAL_RANKS = 1024  # far above any host; a slip of the finger must not fork the machine to death
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 _OWNED = ("out",)  # options that the runner sets
 
@@ -176,6 +177,10 @@ def _expand(file: SuiteFile, where: Where, overrides: Mapping[str, object]) -> l
                     continue
                 used.add(key)
             cases.append(Case(name, entry.script, world, limit, _options(model, options, where, index, name, world)))
+    for case in cases:
+        if case.world > MOST_LOCAL_RANKS:
+            said = f"case {case.name!r}: {case.world} ranks on one host; the local launcher starts {MOST_LOCAL_RANKS} at most"
+            raise BadInput(where.sentence((), said))
     for key in overrides:
         if key not in used:
             raise BadInput(_unknown_override(key, file))
@@ -252,6 +257,8 @@ def _options(
 
 
 def _limit_cases(file: SuiteFile, cases: list[Case]) -> list[Case]:
-    model = SCRIPTS[LIMITS_SCRIPT]
     worlds = sorted({case.world for case in cases if case.script != LIMITS_SCRIPT})
-    return [Case(f"limits-{world}", LIMITS_SCRIPT, world, file.time_limit, model()) for world in worlds]
+    # MFU needs the ceiling of the element type that is trained in.
+    trained = {case.options.dtype for case in cases if isinstance(case.options, PretrainOptions)}
+    options = LimitsOptions(dtypes=tuple(sorted(trained, reverse=True)) or ("float32",))
+    return [Case(f"limits-{world}", LIMITS_SCRIPT, world, file.time_limit, options) for world in worlds]

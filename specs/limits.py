@@ -8,6 +8,8 @@ one host share its memory and power.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -18,47 +20,58 @@ from assay.ranks import Session, session
 from assay.record import TagValue
 from assay.units import format_si
 
-# (metric, unit of the rate, work per sample, tags, measure)
-Ceiling = tuple[str, str, int, dict[str, TagValue], Callable[[], list[float]]]
+
+@dataclass(frozen=True)
+class Ceiling:
+    """One ceiling: the metric recorded (s per sample), the work of a sample, the rate's unit, and what takes samples."""
+
+    metric: str
+    work: int
+    unit: str
+    tags: dict[str, TagValue]
+    take: Callable[[], list[float]]
 
 
 def ceilings(options: LimitsOptions, here: Session) -> list[Ceiling]:
-    """What is measured: the metric recorded, the work of one sample, and the function that takes the samples."""
-    dtype: torch.dtype = getattr(torch, options.dtype)
+    """What is measured, in order."""
     size, count = options.gemm_size, options.copy_bytes
-    return [
-        (
-            "gemm_time",
-            "FLOP/s",
-            gemm_flops(size),
-            {"size": size, "dtype": options.dtype},
-            lambda: gemm_times(here.device, size, dtype, options.seconds),
-        ),
-        (
-            "copy_time",
-            "B/s",
-            copy_bytes_moved(count),
-            {"bytes": count},
-            lambda: copy_times(here.device, count, options.seconds),
-        ),
+    products = [
+        Ceiling(
+            metric="gemm_time",
+            work=gemm_flops(size),
+            unit="FLOP/s",
+            tags={"size": size, "dtype": name},
+            take=partial(gemm_times, here.device, size, getattr(torch, name), options.seconds),
+        )
+        for name in options.dtypes
     ]
+    copy = Ceiling(
+        metric="copy_time",
+        work=copy_bytes_moved(count),
+        unit="B/s",
+        tags={"bytes": count},
+        take=partial(copy_times, here.device, count, options.seconds),
+    )
+    return [*products, copy]
 
 
 def limits(options: LimitsOptions, here: Session) -> None:
     """Measure and record every ceiling, alone and together; rank 0 prints its own best rates."""
-    todo = [(loaded, item) for loaded in ("alone", "together") for item in ceilings(options, here)]
-    for done, (loaded, (metric, unit, work, tags, take)) in enumerate(todo):
-        here.world.barrier()
-        if loaded == "together" or here.world.is_first:
-            times = take()
-            here.recorder.block(metric, "s", times, {**tags, "work": work, "loaded": loaded, "ranks": here.world.size})
-            if here.world.is_first:
-                best = format_si(work / min(times), unit)
-                print(
-                    f"{metric.removesuffix('_time'):<5} {loaded:<9} {best} at best of {len(times)} samples", flush=True
-                )
-                print(progress_line(done + 1, len(todo), f"{metric} {loaded}"), flush=True)
-        here.world.barrier()
+    world = here.world
+    loads = ("alone", "together") if world.size > 1 else ("alone",)
+    todo = [(loaded, ceiling) for loaded in loads for ceiling in ceilings(options, here)]
+    for done, (loaded, ceiling) in enumerate(todo, 1):
+        world.barrier()
+        if loaded == "together" or world.is_first:
+            times = ceiling.take()
+            tags = {**ceiling.tags, "work": ceiling.work, "loaded": loaded, "ranks": world.size}
+            here.recorder.block(ceiling.metric, "s", times, tags)
+            if world.is_first:
+                best = format_si(ceiling.work / min(times), ceiling.unit)
+                what = f"{ceiling.metric.removesuffix('_time')} {ceiling.tags.get('dtype', '')}"
+                print(f"{what:<14} {loaded:<8} {best}, best of {len(times)} samples", flush=True)
+                print(progress_line(done, len(todo), f"{what} {loaded}"), flush=True)
+        world.barrier()
 
 
 if __name__ == "__main__":

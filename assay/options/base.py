@@ -25,7 +25,7 @@ def flags(*also: str, metavar: str = "X") -> dict[str, Any]:
 class Options(BaseModel):
     """Base of everything a user may write: unknown keys are errors, values are never coerced silently into others."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class ScriptOptions(Options):

@@ -1,10 +1,10 @@
 """Options of specs/limits.py."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from assay.options.base import ScriptOptions, Size
+from assay.options.base import ScriptOptions, Size, split_list
 
 
 class LimitsOptions(ScriptOptions):
@@ -15,4 +15,6 @@ class LimitsOptions(ScriptOptions):
     seconds: float = Field(1.0, gt=0, description="seconds of measuring per ceiling")
     gemm_size: int = Field(1024, ge=64, description="side of the square matrices multiplied")
     copy_bytes: Size = Field(64 << 20, ge=4096, description="bytes copied per memory copy; well above the last cache")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="element type of the matrices")
+    dtypes: Annotated[tuple[Literal["float32", "bfloat16", "float16"], ...], BeforeValidator(split_list)] = Field(
+        ("float32",), min_length=1, description="element types of the matrices, comma-separated"
+    )
