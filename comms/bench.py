@@ -189,11 +189,12 @@ def nccl_header(options: CommsOptions, here: Session, op: str) -> str:
     """nccl-tests' columns, with the call-by-call percentiles and the interval behind them."""
     world = here.world
     hosts = len(set(world.hosts))
+    single = "last entry to last exit" if world.one_clock else "longest over ranks (hosts without a common clock)"
     where = f"{world.size} ranks on {hosts} host{'s' if hosts > 1 else ''}, {world.backend}, {here.device.name}"
     return (
         f"# {op}: {where}\n"
-        "# time: mean of back-to-back calls; p50, p99: single calls after a barrier; "
-        f"±: half of the 95 % interval of p50\n"
+        f"# time: mean of back-to-back calls; p50, p99: single calls after a barrier, {single}; "
+        "±: half of the 95 % interval of p50\n"
         f"#{'size':>12} {'count':>12} {'type':>9} {'redop':>6} {'root':>5} {'time':>10} {'algbw':>8} {'busbw':>8} "
         f"{'#wrong':>7} {'p50':>10} {'±':>6} {'p99':>10}\n"
         f"#{'(B)':>12} {'(elements)':>12} {'':>9} {'':>6} {'':>5} {'(us)':>10} {'(GB/s)':>8} {'(GB/s)':>8} "

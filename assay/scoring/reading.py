@@ -81,7 +81,7 @@ def _about(files: Iterable[RankFile]) -> dict[str, Any]:
         "device_name": first.device_name,
         "backend": first.backend,
         "hosts": len({header.host for header in headers}),
-        "one_clock": len({header.clock_id for header in headers}) == 1,
+        "one_clock": comms.has_one_clock(files),
         "bytes_logged": sum(file.path.stat().st_size for file in files),
         **{key: value for key, value in first.about.items() if key != "code"},
     }
