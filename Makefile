@@ -7,12 +7,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 SYSTEM_TORCH ?= 0
+# One mark a way of installing: a change of mind installs again.
+INSTALLED := $(VENV)/.installed-$(SYSTEM_TORCH)
+TESTED := $(VENV)/.tested-$(SYSTEM_TORCH)
 
 # One list out of pyproject.toml, without torch: for machines whose torch is not ours to choose.
 names = $(shell sed -n '/^$(1) = \[/,/^\]/s/^    \("[^"]*"\),.*/\1/p' pyproject.toml | grep -v '"torch')
 
 ifeq ($(SYSTEM_TORCH),1)
-INSTALL = $(PIP) setuptools $(call names,dependencies) && $(PIP) --no-deps --no-build-isolation --editable .
+INSTALL = $(PIP) 'setuptools>=77' $(call names,dependencies) && $(PIP) --no-deps --no-build-isolation --editable .
 INSTALL_DEV = $(PIP) $(call names,dev)
 else
 INSTALL = $(PIP) --constraint constraints.txt --editable .
@@ -21,19 +24,19 @@ endif
 
 .PHONY: quick test prove bench lint clean
 
-quick: $(VENV)/.installed
+quick: $(INSTALLED)
 	$(BIN)/assay run suites/quick.yaml
 
-test: $(VENV)/.tested
+test: $(TESTED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest
 
-prove: $(VENV)/.tested
+prove: $(TESTED)
 	$(BIN)/pytest -m prove --timeout 3600
 
-bench: $(VENV)/.tested
+bench: $(TESTED)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/instrumentation.py
 	$(BIN)/python benchmarks/reading.py
@@ -50,11 +53,11 @@ ifeq ($(SYSTEM_TORCH),1)
 		> "$$($(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/system-torch.pth"
 endif
 
-$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(INSTALLED): pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(INSTALL)
 	touch $@
 
-$(VENV)/.tested: $(VENV)/.installed
+$(TESTED): $(INSTALLED)
 	$(INSTALL_DEV)
 	touch $@
 

@@ -1,12 +1,14 @@
 """The `assay` command. Nothing here imports torch: only ranks do, and `assay env` when it looks for devices."""
 
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, Optional
 
 import typer
 
+from assay import __version__
 from assay.errors import INTERRUPTED_EXIT, RUN_FAILED_EXIT, SENTENCE_MARK, AssayError, BadInput
 
 if TYPE_CHECKING:
@@ -16,10 +18,11 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
-    help="Benchmarks for distributed training and communication on AI accelerators, with logs that others can check.",
 )
 baseline_app = typer.Typer(no_args_is_help=True, help="Baselines: figures that other runs are scored against.")
 app.add_typer(baseline_app, name="baseline")
+
+MOST_SENTENCES = 8  # a file that is no suite at all would otherwise be complained about line by line
 
 SuiteArgument = Annotated[str, typer.Argument(help="suite file, or the name of a shipped suite")]
 RunArgument = Annotated[Path, typer.Argument(help="run folder, as `assay run` printed it")]
@@ -31,6 +34,21 @@ Overrides = Annotated[
 ]
 ProfileOption = Annotated[Optional[str], typer.Option(help="scoring profile: a shipped name or a file")]  # noqa: UP045
 BaselineOption = Annotated[Optional[str], typer.Option(help="baseline: a shipped name or a file")]  # noqa: UP045
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        print(f"assay {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Benchmarks for distributed training and communication on AI accelerators, with logs that others can check."""
 
 
 @app.command()
@@ -55,6 +73,8 @@ def run(
     else:
         cases = _load(str(suite), option)
         folder = create_run(cases, new_run_path(cases, out))
+    # Schedulers end a job with SIGTERM: the folder is left in as true a state as by Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console(soft_wrap=True)
     console.print(f"run folder: {folder.path}", markup=False, highlight=False)
     try:
@@ -63,7 +83,7 @@ def run(
     except KeyboardInterrupt:
         print(f"interrupted; what was measured is kept, go on with: assay run --resume {folder.path}", file=sys.stderr)
         raise SystemExit(INTERRUPTED_EXIT) from None
-    report(folder.path)
+    report(folder.path, None, None, None)
     raise typer.Exit(0 if passed else RUN_FAILED_EXIT)
 
 
@@ -108,15 +128,20 @@ def score(path: RunArgument, profile: ProfileOption = None, baseline: BaselineOp
 
 
 @app.command()
-def report(path: RunArgument, profile: ProfileOption = None, baseline: BaselineOption = None) -> None:
-    """Write report.html and report.md into a run folder and print a summary."""
+def report(
+    path: RunArgument,
+    profile: ProfileOption = None,
+    baseline: BaselineOption = None,
+    out: Annotated[Optional[Path], typer.Option(help="folder to write into [the run folder]")] = None,  # noqa: UP045
+) -> None:
+    """Write report.html and report.md into a run folder (or another) and print a summary."""
     from rich.console import Console
 
     from assay.report.terminal import summarise
     from assay.results import evaluate, write_report
 
     result = evaluate(path, profile, baseline)
-    Console(soft_wrap=True).print(summarise(result, str(write_report(result))))
+    Console(soft_wrap=True).print(summarise(result, str(write_report(result, out or path))))
 
 
 @baseline_app.command("record")
@@ -160,6 +185,7 @@ def env() -> None:
 
 def _load(suite: str, option: list[str] | None) -> "Suite":
     from assay.catalogue import find_suite
+    from assay.scoring.baseline import load_profile
     from assay.suite import load_suite
 
     overrides = {}
@@ -168,7 +194,10 @@ def _load(suite: str, option: list[str] | None) -> "Suite":
         if not equals or not key:
             raise BadInput(f"-o {text}: expected KEY=VALUE, for example -o steps=20")
         overrides[key] = value
-    return load_suite(find_suite(suite), overrides)
+    loaded = load_suite(find_suite(suite), overrides)
+    if loaded.file.profile is not None:
+        load_profile(loaded.file.profile)  # a name that does not exist must not be found out after hours of measuring
+    return loaded
 
 
 def main() -> NoReturn:
@@ -176,7 +205,10 @@ def main() -> NoReturn:
     try:
         app(standalone_mode=True)
     except AssayError as error:
-        for line in str(error).splitlines():
+        sentences = str(error).splitlines()
+        for line in sentences[:MOST_SENTENCES]:
             print(f"{SENTENCE_MARK}{line}", file=sys.stderr)
+        if len(sentences) > MOST_SENTENCES:
+            print(f"{SENTENCE_MARK}and {len(sentences) - MOST_SENTENCES} more", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     raise SystemExit(0)

@@ -6,6 +6,7 @@ cuda, xpu, npu, mlu, musa, hpu and the rest arrive here under their own names. t
 
 import resource
 import sys
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Protocol
 
 from assay.errors import BadInput
@@ -152,17 +153,33 @@ def default_backend(device: Device) -> str:
         raise BadInput(f"torch knows no default backend for {device.type}; name it with --backend") from None
 
 
-def describe_devices() -> dict[str, object]:
-    """What torch offers here: its version, the accelerator's type and every device's name, and the backends built in."""
-    import torch
+def built_in_backends() -> list[str]:
+    """The torch.distributed backends that this torch can use, those of vendors' plug-ins included."""
     import torch.distributed as dist
+
+    known = dict.fromkeys(("gloo", "nccl", "mpi", "ucc", "xccl", *dist.Backend.backend_list))
+    return [name for name in known if name != "undefined" and dist.is_backend_available(name)]
+
+
+def describe_build() -> dict[str, object]:
+    """torch's version, the toolkits it was built against (cuda, hip, xpu …) and the vendors' plug-ins with versions."""
+    import torch
+
+    toolkits = {name: getattr(torch.version, name, None) for name in ("cuda", "hip", "xpu", "rocm")}
+    plugins = {entry.name: entry.dist.version if entry.dist else None for entry in entry_points(group="torch.backends")}
+    built = {name: str(version) for name, version in toolkits.items() if version}
+    return {"torch": torch.__version__, **built, **({"torch_plugins": plugins} if plugins else {})}
+
+
+def describe_devices() -> dict[str, object]:
+    """What torch offers here: its build, the accelerator's type and every device's name, and the backends built in."""
+    import torch
 
     present = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     names = [Accelerator(present.type, i).name for i in range(torch.accelerator.device_count())] if present else []
-    known = ("gloo", "nccl", "mpi", "ucc", "xccl")
     return {
-        "torch": torch.__version__,
+        **describe_build(),
         "accelerator": present.type if present else None,
         "devices": names or [HostDevice().name],
-        "backends": [name for name in known if dist.is_backend_available(name)],
+        "backends": built_in_backends(),
     }

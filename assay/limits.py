@@ -4,6 +4,7 @@ First version: dense matrix multiplication and memory copy. A figure of the suit
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -12,25 +13,37 @@ from assay.device import Device
 
 FEWEST = 5  # samples even where one alone outlasts the time given
 
+# A size that keeps a device busy long enough for its launch not to matter, and copies that no cache holds.
+CPU_GEMM_SIZE, CPU_COPY_BYTES = 1024, 64 << 20
+ACCELERATOR_GEMM_SIZE, ACCELERATOR_COPY_BYTES = 8192, 1 << 30
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds of samples that followed each other without a gap; `begun`: monotonic seconds at the first one's start."""
+
+    begun: float
+    times: list[float]
+
 
 def gemm_flops(size: int) -> int:
     """Floating-point operations of a size × size × size matrix multiplication: 2·size³."""
     return 2 * size**3
 
 
-def gemm_times(device: Device, size: int, dtype: torch.dtype, seconds: float) -> list[float]:
-    """Seconds of single size × size matrix multiplications, for about `seconds` in all, after two untimed ones."""
+def time_gemm(device: Device, size: int, dtype: torch.dtype, seconds: float) -> Timings:
+    """Single size × size matrix multiplications, for about `seconds` in all, after two untimed ones."""
     left = torch.rand(size, size, device=device.torch_device).to(dtype)
     right = torch.rand(size, size, device=device.torch_device).to(dtype)
     result = torch.empty(size, size, device=device.torch_device, dtype=dtype)
-    return _times(device, seconds, lambda: torch.mm(left, right, out=result))
+    return _time(device, seconds, lambda: torch.mm(left, right, out=result))
 
 
-def copy_times(device: Device, count: int, seconds: float) -> list[float]:
-    """Seconds of single copies of `count` bytes from one buffer of the device's memory to another."""
+def time_copy(device: Device, count: int, seconds: float) -> Timings:
+    """Single copies of `count` bytes from one buffer of the device's memory to another, after two untimed ones."""
     source = torch.ones(count, dtype=torch.uint8, device=device.torch_device)
     target = torch.empty_like(source)
-    return _times(device, seconds, lambda: target.copy_(source))
+    return _time(device, seconds, lambda: target.copy_(source))
 
 
 def copy_bytes_moved(count: int) -> int:
@@ -38,7 +51,7 @@ def copy_bytes_moved(count: int) -> int:
     return 2 * count
 
 
-def _times(device: Device, seconds: float, work: Callable[[], object]) -> list[float]:
+def _time(device: Device, seconds: float, work: Callable[[], object]) -> Timings:
     for _ in range(2):
         work()
     device.synchronize()
@@ -50,4 +63,4 @@ def _times(device: Device, seconds: float, work: Callable[[], object]) -> list[f
         end = now()
         times.append(end - start)
         start = end
-    return times
+    return Timings(begun, times)

@@ -55,13 +55,17 @@ def environment(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def code() -> dict[str, str | None]:
-    """Where the running suite lies, its git revision and its uncommitted diff (None outside a checkout)."""
+    """Where the running suite lies, its git revision, uncommitted diff and untracked files (None outside a checkout)."""
     import assay
 
     folder = Path(assay.__file__).resolve().parent
     revision = _git(folder, "rev-parse", "HEAD")
     diff = _git(folder, "diff", "HEAD", "--", str(folder.parent)) if revision else None
-    return {"version": assay.__version__, "path": str(folder), "revision": revision, "diff": diff}
+    untracked = (
+        _git(folder, "ls-files", "--others", "--exclude-standard", "--", str(folder.parent)) if revision else None
+    )
+    about = {"version": assay.__version__, "path": str(folder), "revision": revision, "diff": diff}
+    return {**about, "untracked": untracked}
 
 
 def cpu_model() -> str:
@@ -121,7 +125,7 @@ def _output(argv: list[str]) -> str | None:
         done = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return done.stdout.rstrip("\n") if done.returncode == 0 else None
 
 
 def python() -> str:

@@ -1,5 +1,6 @@
 """Where a launcher put this process: the variables of torchrun, Slurm, Open MPI and MPICH. Pure functions."""
 
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,14 +38,21 @@ def placement(env: Mapping[str, str]) -> Placement:
 
     Raises BadInput if a variable is no number or the place is impossible.
     """
-    for launcher, rank, world, local_rank, local_size in _LAUNCHERS:
-        if rank in env and world in env:
-            # A hand-made RANK/WORLD_SIZE pair without the local variables is common: all on this host.
-            place_here = local_rank if local_rank in env else rank
-            among = local_size if local_size in env else world
-            return _checked(launcher, env, rank, world, place_here, among)
+    in_step = "SLURM_PROCID" in env and "SLURM_STEP_NUM_TASKS" in env
+    for launcher, rank, world, local_rank, local_world in _LAUNCHERS:
+        if rank not in env or world not in env:
+            continue
+        if local_rank in env and local_world in env:
+            return _checked(launcher, env, rank, world, local_rank, local_world)
+        # srun --mpi=pmi2 sets PMI_RANK without a local rank, which Slurm itself then knows.
+        if launcher != "torchrun" and in_step:
+            continue
+        if launcher != "torchrun":
+            raise BadInput(f"environment: {launcher} set {rank} but not {local_rank}; set it to the rank on this host")
+        # RANK and WORLD_SIZE by hand, without the local pair: all on this host.
+        return _checked(launcher, env, rank, world, rank, world)
     # In a batch script SLURM_PROCID is set too, but no rank was started: only a step has a number of tasks.
-    if "SLURM_PROCID" in env and "SLURM_STEP_NUM_TASKS" in env:
+    if in_step:
         place = _checked("Slurm", env, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", None)
         return Placement(place.rank, place.world, place.local_rank, _slurm_local_world(env), "Slurm")
     return Placement(0, 1, 0, 1, "none")
@@ -89,6 +97,8 @@ def rendezvous_environment(place: Placement, env: Mapping[str, str]) -> dict[str
         given["MASTER_ADDR"] = env["MASTER_ADDR"]
     elif place.local_world == place.world:
         given["MASTER_ADDR"] = "127.0.0.1"
+    elif first_host(env.get("SLURM_STEP_NODELIST", "")):
+        given["MASTER_ADDR"] = first_host(env["SLURM_STEP_NODELIST"])
     else:
         raise BadInput(
             f"environment: {place.launcher} started several hosts but MASTER_ADDR is not set; set it to rank 0's host"
@@ -97,3 +107,9 @@ def rendezvous_environment(place: Placement, env: Mapping[str, str]) -> dict[str
     job = env.get("SLURM_JOB_ID") or env.get("PMIX_NAMESPACE") or env.get("PMI_JOBID") or ""
     given["MASTER_PORT"] = env.get("MASTER_PORT") or str(20000 + zlib.crc32(job.encode()) % 10000)
     return given
+
+
+def first_host(nodelist: str) -> str:
+    """The first host of a Slurm node list: `node[03-07,9],x1` → `node03`; empty for an empty list."""
+    match = re.match(r"([^,\[]+)(?:\[(\d+)[^\]]*\])?", nodelist)
+    return match[1] + (match[2] or "") if match else ""

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from assay import machine
-from assay.device import Device, default_backend, open_device
+from assay.device import Device, built_in_backends, default_backend, describe_build, open_device
 from assay.errors import INTERRUPTED_EXIT, RUN_FAILED_EXIT, SENTENCE_MARK, AssayError, BadInput, RunFailed
 from assay.options.base import ScriptOptions
 from assay.placement import Placement, placement, rendezvous_environment
@@ -166,23 +166,24 @@ def _leave(joined: bool) -> None:
 def _join(place: Placement, backend: str, device: Device, limit: float) -> World:
     me = {"host": platform.node(), "clock": machine.clock_id(), "pid": os.getpid()}
     if place.world == 1:
-        return World(0, 1, place.local_rank, place.local_world, backend, (str(me["host"]),), True)
+        return World(0, 1, place.local_rank, place.local_world, "none", (str(me["host"]),), True)
     import torch.distributed as dist
     from torch.distributed.distributed_c10d import PrefixStore
 
     if not dist.is_backend_available(backend):
-        known = ", ".join(name for name in ("gloo", "nccl", "mpi", "ucc", "xccl") if dist.is_backend_available(name))
-        raise BadInput(f"--backend {backend} is not built into this torch; it has {known}")
+        raise BadInput(f"--backend {backend} is not built into this torch; it has {', '.join(built_in_backends())}")
     for name, value in rendezvous_environment(place, os.environ).items():
         os.environ.setdefault(name, value)
     timeout = timedelta(seconds=limit)
     store = _store(place, timeout)
-    _wait_for_all(store, place, timeout)
+    # torchrun's store outlives a restart of its ranks: each attempt needs keys of its own.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    _wait_for_all(PrefixStore(f"assay/{attempt}", store), place, timeout)
     # gloo takes one device; an accelerator's backend is told which of the devices is ours.
     device_id = device.torch_device if device.type != "cpu" else None
     dist.init_process_group(
         backend,
-        store=PrefixStore("world", store),
+        store=PrefixStore(f"world/{attempt}", store),
         rank=place.rank,
         world_size=place.world,
         timeout=OPERATION_TIMEOUT,
@@ -241,9 +242,7 @@ def _wait_for_all(store: "Store", place: Placement, timeout: timedelta) -> None:
     # Without this, a rank that never came would be found after the collectives' time-out, and not by name.
     # Rank 0 alone looks at every rank, so that the cost grows with the ranks, not with their square.
     import torch.distributed as dist
-    from torch.distributed.distributed_c10d import PrefixStore
 
-    store = PrefixStore("assay", store)
     store.set(f"here/{place.rank}", platform.node())
     if place.rank == 0:
         deadline = time.monotonic() + timeout.total_seconds()
@@ -251,17 +250,16 @@ def _wait_for_all(store: "Store", place: Placement, timeout: timedelta) -> None:
         while missing:
             missing = [rank for rank in missing if not store.check([f"here/{rank}"])]
             if missing and time.monotonic() > deadline:
-                store.set("ready", json.dumps(missing))
                 break
             if missing:
                 time.sleep(0.02)
-        else:
-            store.set("ready", "[]")
-    try:
-        store.wait(["ready"], timeout + timedelta(seconds=5))
-        missing = json.loads(store.get("ready"))
-    except dist.DistStoreError:
-        missing = [0]
+        store.set("ready", json.dumps(missing))
+    else:
+        try:
+            store.wait(["ready"], timeout + timedelta(seconds=5))
+            missing = json.loads(store.get("ready"))
+        except (dist.DistStoreError, dist.DistNetworkError):
+            raise RunFailed("rank 0 went away before all ranks had joined; look at its log") from None
     if missing:
         names = ", ".join(map(str, missing[:8])) + (", …" if len(missing) > 8 else "")
         raise RunFailed(
@@ -285,15 +283,29 @@ def _open_recorder(out: Path | None, script: str, world: World, device: Device) 
         script=script,
         monotonic=time.monotonic(),
         wall=time.time(),
-        about=_about(),
+        about=_about(device),
     )
-    return Recorder(out / f"rank-{world.rank:05d}.jsonl" if out else None, header)
+    path = out / f"rank-{world.rank:05d}.jsonl" if out else None
+    if path is not None and path.exists():
+        raise BadInput(f"--out {out}: holds records of another run already; give a new folder")
+    try:
+        return Recorder(path, header)
+    except OSError as error:
+        raise BadInput(
+            f"--out {out}: cannot be written ({(error.strerror or str(error)).lower()}); give another"
+        ) from None
 
 
-def _about() -> dict[str, object]:
+def _about(device: Device) -> dict[str, object]:
     import torch
 
-    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "code": str(Path(machine.__file__).parent)}
+    threads = torch.get_num_threads()
+    return {
+        **describe_build(),
+        "threads": threads,
+        "memory_method": device.memory_method,
+        "code": str(Path(machine.__file__).parent),
+    }
 
 
 def _answer_stack_requests(out: Path | None, rank: int) -> IO[str] | None:
@@ -301,16 +313,23 @@ def _answer_stack_requests(out: Path | None, rank: int) -> IO[str] | None:
     # file tells the launcher whom it may ask; before this line the signal would end the process.
     if out is None:
         return None
-    out.mkdir(parents=True, exist_ok=True)
-    file = (out / f"stacks-rank-{rank:05d}.pid-{os.getpid()}.txt").open("w")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = (out / f"stacks-rank-{rank:05d}.pid-{os.getpid()}.txt").open("w")
+    except OSError as error:
+        raise BadInput(
+            f"--out {out}: cannot be written ({(error.strerror or str(error)).lower()}); give another"
+        ) from None
     faulthandler.register(STACK_SIGNAL, file=file, all_threads=True)
     return file
 
 
 def _die_with_parent() -> None:
     # torchrun killed with -9 leaves its ranks alive; the kernel can end them with it (Linux).
-    if sys.platform == "linux" and ("TORCHELASTIC_RUN_ID" in os.environ):
-        parent = os.getppid()
-        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # 1 = PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(RUN_FAILED_EXIT)
+    if sys.platform != "linux" or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # 1 = PR_SET_PDEATHSIG
+    # What has died while this process was still importing is not announced any more.
+    lifeline = os.environ.get("ASSAY_LIFELINE", "")
+    if os.getppid() == 1 or (lifeline and not Path(f"/proc/{lifeline}").exists()):
+        os._exit(RUN_FAILED_EXIT)

@@ -129,7 +129,7 @@ def read_rank_file(path: Path) -> RankFile:
             continue
         try:
             item = _decode(line)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             if not complete:
                 torn = True
             else:
@@ -150,7 +150,7 @@ def read_header(path: Path) -> Header | None:
         line = file.readline().decode("utf-8", "replace")
     try:
         item = _decode(line)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     return item if isinstance(item, Header) else None
 
@@ -201,7 +201,7 @@ def _decode_block(data: dict[str, Any]) -> Block:
 
 def _samples(raw: list[Any]) -> NDArray[np.float64]:
     # The common case, numbers only, is left to numpy; words and nulls are rare.
-    if not any(isinstance(value, str) or value is None for value in raw):
+    if not any(isinstance(value, str | list | dict) or value is None for value in raw):
         return np.asarray(raw, dtype=np.float64)
     return np.asarray([_number(value) for value in raw], dtype=np.float64)
 

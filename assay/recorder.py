@@ -27,6 +27,7 @@ class Series:
         self._step = first_step
         self._samples: list[float] = []
         self._t_first = 0.0
+        self._t_last = 0.0
         self._deadline = 0.0
         self._monotonic = time.monotonic
 
@@ -38,6 +39,7 @@ class Series:
             self._t_first = now
             self._deadline = now + FLUSH_SECONDS
         samples.append(sample)
+        self._t_last = now
         if now >= self._deadline or len(samples) >= FLUSH_SAMPLES:
             self.flush()
 
@@ -54,7 +56,7 @@ class Series:
                 tags=self._tags,
                 first_step=self._step,
                 t_first=self._t_first,
-                t_last=self._monotonic(),
+                t_last=self._t_last,
             )
         )
         if self._step is not None:

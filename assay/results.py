@@ -25,9 +25,8 @@ def evaluate(path: Path, profile: str | None = None, baseline: str | None = None
     return replace(result, scorecard=score_run(result, chosen, load_baseline(against) if against else None))
 
 
-def write_report(result: RunResult) -> Path:
-    """Write report.html and report.md into the run folder; the HTML's path. Raises RunFailed if the disk refuses."""
-    folder = Path(result.path)
+def write_report(result: RunResult, folder: Path) -> Path:
+    """Write report.html and report.md into `folder`; the HTML's path. Raises RunFailed if that cannot be written."""
     for name, text in (("report.md", render_markdown(result)), ("report.html", render_html(result))):
         path, temporary = folder / name, folder / f".{name}.tmp"
         try:
@@ -36,6 +35,6 @@ def write_report(result: RunResult) -> Path:
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise RunFailed(
-                f"{path}: {(error.strerror or str(error)).lower()}; make room, then `assay report {folder}`"
+                f"{path}: {(error.strerror or str(error)).lower()}; make room, or give another folder: assay report {result.path} --out FOLDER"
             ) from error
     return folder / "report.html"

@@ -45,7 +45,8 @@ def write_document(path: Path, document: Mapping[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
+        # A path or a variable may hold bytes that are no UTF-8; they are shown, not refused.
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
             json.dump(document, file, indent=2, ensure_ascii=False, allow_nan=False)
             file.write("\n")
             file.flush()
@@ -61,9 +62,11 @@ def write_document(path: Path, document: Mapping[str, Any]) -> None:
             temporary.unlink()
         if isinstance(error, ValueError):
             raise  # not the disk's fault: a document that is no strict JSON must never be written
-        raise RunFailed(
-            f"{path}: {(error.strerror or str(error)).lower()}; make room or mend it and run again"
-        ) from error
+        raise RunFailed(_refused(path, error)) from error
+
+
+def _refused(path: Path, error: OSError) -> str:
+    return f"{path}: {(error.strerror or str(error)).lower()}; make room or mend it and run again"
 
 
 def read_document(path: Path) -> dict[str, Any]:
@@ -100,19 +103,21 @@ class CaseDir:
         attempts = self.attempts()
         number = int(attempts[-1].name.removeprefix("attempt-")) + 1 if attempts else 1
         path = self.path / f"attempt-{number}"
-        path.mkdir(parents=True)
+        try:
+            path.mkdir(parents=True)
+        except OSError as error:
+            raise RunFailed(_refused(path, error)) from error
         return path
 
     def status(self, attempt: Path) -> Status | None:
-        """The attempt's status; None while it runs or if its runner was killed. Raises BadInput on a broken file."""
+        """The attempt's status; None while it runs, if its runner was killed, or if the file does not hold a status."""
         path = attempt / "status.json"
         if not path.exists():
             return None
-        document = read_document(path)
         try:
-            return Status(**document)
-        except TypeError:
-            raise BadInput(f"{path}: is no status of {SCHEMA}; remove the attempt's folder and run again") from None
+            return Status(**read_document(path))
+        except (BadInput, TypeError):
+            return None
 
     def passed(self) -> Path | None:
         """The attempt that passed, if one did."""
@@ -166,8 +171,15 @@ class RunDir:
         return cls(path)
 
     def document(self) -> dict[str, Any]:
-        """run.json."""
-        return read_document(self.path / "run.json")
+        """run.json. Raises BadInput, naming the key, if a part that readers rely on is not what it should be."""
+        document = {"code": {}, "host": {}, **read_document(self.path / "run.json")}
+        for key in ("suite", "code", "host"):
+            if not isinstance(document.get(key), dict):
+                raise BadInput(f"{self.path}/run.json: key {key!r} should be a mapping; restore the file or run anew")
+        names = document.get("cases")
+        if not isinstance(names, list) or not all(isinstance(name, str) and "/" not in name for name in names):
+            raise BadInput(f"{self.path}/run.json: key 'cases' should be a list of names; restore the file or run anew")
+        return document
 
     def case(self, name: str) -> CaseDir:
         """The folder of the case `name`, made when first written to."""
@@ -175,8 +187,8 @@ class RunDir:
 
     def cases(self) -> Iterator[CaseDir]:
         """The cases that have left something, in the order of run.json."""
-        for name in self.document().get("cases", []):
-            case = self.case(str(name))
+        for name in self.document()["cases"]:
+            case = self.case(name)
             if case.path.is_dir():
                 yield case
 
@@ -187,32 +199,48 @@ class RunDir:
         processes that end a dead runner's ranks, so it is free only when none of those can write any more.
         """
         path = self.path / "runner.lock"
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise RunFailed(_refused(path, error)) from error
+        try:
+            self._own(fd, path)
+        except BaseException:
+            os.close(fd)
+            raise
+        os.set_inheritable(fd, False)
+        self._lock_fd = fd
+
+    def _own(self, fd: int, path: Path) -> None:
         deadline = time.monotonic() + ORPHAN_SECONDS
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except OSError:
+            except BlockingIOError:
                 owner = _owner(fd)
                 if owner is None or _lives(owner) or time.monotonic() > deadline:
-                    os.close(fd)
                     raise BadInput(
                         f"{self.path}: another runner owns this folder ({_describe(owner)}); "
                         "wait for it, or end it and run again"
                     ) from None
                 time.sleep(0.05)
+            except OSError as error:
+                why = (error.strerror or str(error)).lower()
+                raise BadInput(
+                    f"{path}: this file system has no locks ({why}); put the run folder on one that has"
+                ) from error
         owner = _owner(fd)
         if owner is not None and owner.get("host") != platform.node():
-            os.close(fd)
             raise BadInput(
                 f"{self.path}: a runner on another host owns this folder ({_describe(owner)}); "
                 f"if it is gone, remove {path} and run again"
             )
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps(_self_description()).encode(), 0)
-        os.set_inheritable(fd, False)
-        self._lock_fd = fd
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, json.dumps(_self_description()).encode(), 0)
+        except OSError as error:
+            raise RunFailed(_refused(path, error)) from error
 
     @property
     def lock_fd(self) -> int | None:

@@ -1,6 +1,7 @@
 """A suite becomes cases, launches and a run folder. Run again, it finishes what is unfinished."""
 
 import os
+import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +115,12 @@ def run_cases(run: RunDir, suite: Suite, watcher: Watcher) -> bool:
 
 def _run_case(run: RunDir, suite: Suite, case: Case, attempt: Path, watcher: Watcher, clock: "_TimeLeft") -> Status:
     command = _render(suite, case, attempt)
-    write_document(attempt / "command.json", {"argv": command.argv, "env": command.env, "world": case.world})
+    # Each attempt says by what it was made: a resumed run may have met other code or another host.
+    provenance = {"revision": machine.code()["revision"], "host": platform.node(), "software": machine.software()}
+    write_document(
+        attempt / "command.json",
+        {"argv": command.argv, "env": command.env, "world": case.world, "provenance": provenance},
+    )
     begun = time.monotonic()
 
     def on_line(line: str) -> None:

@@ -1,7 +1,7 @@
 """Strict suite YAML: every key is known, every error names file, line, key and what was expected."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -131,7 +131,7 @@ def build_suite(
     if not isinstance(data, dict):
         raise BadInput(f"{source}: expected a mapping with the keys assay, name and cases; see suites/quick.yaml")
     try:
-        file = SuiteFile.model_validate(data)
+        file = SuiteFile.model_validate(data, strict=True)
     except ValidationError as error:
         raise BadInput("\n".join(where.sentence(path, said) for path, said in problems(error, SuiteFile))) from None
     cases = _expand(file, where, _parse_overrides(overrides or {}))
@@ -161,30 +161,48 @@ def _expand(file: SuiteFile, where: Where, overrides: Mapping[str, object]) -> l
         model = SCRIPTS[entry.script]
         for suffix, world, chosen in _combinations(entry, model, where, index):
             name = f"{entry.name}{suffix}"
-            options = {**entry.options, **chosen}
-            limit = entry.time_limit or file.time_limit
-            for key, value in overrides.items():
-                target, _, option = key.rpartition(".")
-                if target not in ("", entry.name, name):
-                    continue
-                if option == "world":
-                    world = _whole(value, key)
-                elif option == "time_limit":
-                    limit = float(_whole(value, key))
-                elif option in model.model_fields and option not in _OWNED:
-                    options[option] = value
-                else:
-                    continue
-                used.add(key)
-            cases.append(Case(name, entry.script, world, limit, _options(model, options, where, index, name, world)))
+            if not _NAME.fullmatch(name):
+                raise BadInput(
+                    where.sentence(("cases", index, "name"), f"{name!r}, as the matrix makes it, is too long")
+                )
+            mine = _overrides_of(entry, name, model, overrides)
+            for option, key in mine.items():
+                if option in chosen or (option == "world" and "worlds" in entry.matrix):
+                    raise BadInput(f"-o {key}: case {entry.name!r} varies it in its matrix; change the suite instead")
+            used |= set(mine.values())
+            values = {option: overrides[key] for option, key in mine.items()}
+            ranks = _whole(values.pop("world", world), mine.get("world", "world"))
+            limit = _seconds(values.pop("time_limit", entry.time_limit or file.time_limit), mine.get("time_limit", ""))
+            options = _options(model, {**entry.options, **chosen, **values}, where, index, name, ranks, mine)
+            cases.append(Case(name, entry.script, ranks, limit, options))
     for case in cases:
         if case.world > MOST_LOCAL_RANKS:
             said = f"case {case.name!r}: {case.world} ranks on one host; the local launcher starts {MOST_LOCAL_RANKS} at most"
             raise BadInput(where.sentence((), said))
     for key in overrides:
         if key not in used:
-            raise BadInput(_unknown_override(key, file))
+            raise BadInput(_unknown_override(key, file, cases))
     return cases
+
+
+def _overrides_of(
+    entry: CaseEntry, name: str, model: type[ScriptOptions], overrides: Mapping[str, object]
+) -> dict[str, str]:
+    """Option → the override's key, of the overrides that reach this case; the more exact one wins."""
+    known = {"world", "time_limit", *model.model_fields} - set(_OWNED)
+    found: dict[str, str] = {}
+    for wanted in ("", entry.name, name):
+        for key in overrides:
+            target, _, option = key.rpartition(".")
+            if target == wanted and option in known:
+                found[option] = key
+    return found
+
+
+def _seconds(value: object, key: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise BadInput(f"-o {key}: expected seconds above 0, got {value!r}")
+    return float(value)
 
 
 def _whole(value: object, key: str) -> int:
@@ -193,15 +211,15 @@ def _whole(value: object, key: str) -> int:
     return value
 
 
-def _unknown_override(key: str, file: SuiteFile) -> str:
+def _unknown_override(key: str, file: SuiteFile, cases: Sequence[Case]) -> str:
     target, _, option = key.rpartition(".")
-    names = [entry.name for entry in file.cases]
+    names = list(dict.fromkeys([*(entry.name for entry in file.cases), *(case.name for case in cases)]))
     if target and target not in names:
         return f"-o {key}: the suite has no case {target!r}{nearest(target, names)}"
     known = {"world", "time_limit"}
-    for entry in file.cases:
-        if target in ("", entry.name):
-            known |= set(SCRIPTS[entry.script].model_fields) - set(_OWNED)
+    for case in cases:
+        if not target or case.name.startswith(target):
+            known |= set(SCRIPTS[case.script].model_fields) - set(_OWNED)
     return f"-o {key}: no case has the option {option!r}{nearest(option, sorted(known))}"
 
 
@@ -238,17 +256,28 @@ def _slug(value: object) -> str:
 
 
 def _options(
-    model: type[ScriptOptions], values: dict[str, Any], where: Where, index: int, name: str, world: int
+    model: type[ScriptOptions],
+    values: dict[str, Any],
+    where: Where,
+    index: int,
+    name: str,
+    world: int,
+    overridden: Mapping[str, str],
 ) -> ScriptOptions:
     path: KeyPath = ("cases", index, "options")
     for key in _OWNED:
         if key in values:
             raise BadInput(where.sentence((*path, key), f"the runner sets {key!r}; leave it out"))
     try:
-        options = model.model_validate(values)
+        options = model.model_validate(values, strict=True)
     except ValidationError as error:
-        found = problems(error, model)
-        raise BadInput("\n".join(where.sentence((*path, *inner), said) for inner, said in found)) from None
+        said = [
+            f"-o {overridden[str(inner[0])]}: {text}"
+            if inner and inner[0] in overridden
+            else where.sentence((*path, *inner), text)
+            for inner, text in problems(error, model)
+        ]
+        raise BadInput("\n".join(said)) from None
     try:
         options.check_world(world)
     except ValueError as error:
@@ -257,8 +286,19 @@ def _options(
 
 
 def _limit_cases(file: SuiteFile, cases: list[Case]) -> list[Case]:
-    worlds = sorted({case.world for case in cases if case.script != LIMITS_SCRIPT})
-    # MFU needs the ceiling of the element type that is trained in.
-    trained = {case.options.dtype for case in cases if isinstance(case.options, PretrainOptions)}
-    options = LimitsOptions(dtypes=tuple(sorted(trained, reverse=True)) or ("float32",))
-    return [Case(f"limits-{world}", LIMITS_SCRIPT, world, file.time_limit, options) for world in worlds]
+    # A ceiling bounds only what ran on the same device with as many ranks, in the same element type.
+    trained: dict[tuple[int, str, str], set[str]] = {}
+    for case in cases:
+        if case.script != LIMITS_SCRIPT:
+            dtypes = trained.setdefault((case.world, case.options.device, case.options.backend), set())
+            if isinstance(case.options, PretrainOptions):
+                dtypes.add(case.options.dtype)
+    several = len({(device, backend) for _, device, backend in trained}) > 1
+    made = []
+    for (world, device, backend), dtypes in sorted(trained.items()):
+        options = LimitsOptions(
+            device=device, backend=backend, dtypes=tuple(sorted(dtypes, reverse=True)) or ("float32",)
+        )
+        name = f"limits-{world}" + (f"-{_slug(device)}-{_slug(backend)}" if several else "")
+        made.append(Case(name, LIMITS_SCRIPT, world, file.time_limit, options))
+    return made

@@ -22,6 +22,7 @@ from assay.clock import now
 from assay.collectives import OPERATIONS, Check, Setting, check, fill
 from assay.errors import RunFailed
 from assay.estimates import (
+    FEWEST_FOR_PERCENTILE,
     Estimate,
     completion_times,
     is_settled,
@@ -148,7 +149,7 @@ class Measurement:
     wrong: int
     per_call: Estimate
     p50: Estimate
-    p99: float
+    p99: float | None
 
 
 def measure(options: CommsOptions, here: Session, run: Run) -> Measurement:
@@ -182,7 +183,8 @@ def measure(options: CommsOptions, here: Session, run: Run) -> Measurement:
     parts = [item for item in world.gather(batches if run.takes_part else None) if isinstance(item, list)]
     slowest = [max(durations) for durations in zip(*parts, strict=True)]
     times = across_ranks(here, run, entries, exits)
-    return Measurement(run, wrong, mean_of_batches(slowest, calls), median_interval(times), percentile(times, 99))
+    p99 = percentile(times, 99) if len(times) >= FEWEST_FOR_PERCENTILE[99] else None
+    return Measurement(run, wrong, mean_of_batches(slowest, calls), median_interval(times), p99)
 
 
 def nccl_header(options: CommsOptions, here: Session, op: str) -> str:
@@ -205,14 +207,15 @@ def nccl_header(options: CommsOptions, here: Session, op: str) -> str:
 def nccl_row(options: CommsOptions, here: Session, item: Measurement) -> str:
     """One line of nccl-tests' table. GB are 10⁹ bytes."""
     run, seconds = item.run, item.per_call.value
+    count = run.count // ARITHMETIC[run.op].parts(here.world.size)  # nccl-tests counts one rank's part
     redop = "sum" if run.operation.reduces else "none"
     root = 0 if run.op == "broadcast" else -1
     half = item.p50.half_width
     return (
-        f" {run.size:>12} {run.count:>12} {options.dtype:>9} {redop:>6} {root:>5} {seconds * 1e6:>10.2f} "
+        f" {run.size:>12} {count:>12} {options.dtype:>9} {redop:>6} {root:>5} {seconds * 1e6:>10.2f} "
         f"{algbw(run.size, seconds) / 1e9:>8.3f} {busbw(run.op, run.size, seconds, here.world.size) / 1e9:>8.3f} "
         f"{item.wrong:>7} {item.p50.value * 1e6:>10.2f} {'NA' if half is None else f'{half * 100:.1f}':>6} "
-        f"{item.p99 * 1e6:>10.2f}"
+        f"{'NA' if item.p99 is None else f'{item.p99 * 1e6:.2f}':>10}"
     )
 
 

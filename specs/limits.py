@@ -13,7 +13,17 @@ from functools import partial
 
 import torch
 
-from assay.limits import copy_bytes_moved, copy_times, gemm_flops, gemm_times
+from assay.limits import (
+    ACCELERATOR_COPY_BYTES,
+    ACCELERATOR_GEMM_SIZE,
+    CPU_COPY_BYTES,
+    CPU_GEMM_SIZE,
+    Timings,
+    copy_bytes_moved,
+    gemm_flops,
+    time_copy,
+    time_gemm,
+)
 from assay.options import LimitsOptions, parse_command_line
 from assay.progress import progress_line
 from assay.ranks import Session, session
@@ -29,19 +39,21 @@ class Ceiling:
     work: int
     unit: str
     tags: dict[str, TagValue]
-    take: Callable[[], list[float]]
+    take: Callable[[], Timings]
 
 
 def ceilings(options: LimitsOptions, here: Session) -> list[Ceiling]:
     """What is measured, in order."""
-    size, count = options.gemm_size, options.copy_bytes
+    on_cpu = here.device.type == "cpu"
+    size = options.gemm_size or (CPU_GEMM_SIZE if on_cpu else ACCELERATOR_GEMM_SIZE)
+    count = options.copy_bytes or (CPU_COPY_BYTES if on_cpu else ACCELERATOR_COPY_BYTES)
     products = [
         Ceiling(
             metric="gemm_time",
             work=gemm_flops(size),
             unit="FLOP/s",
             tags={"size": size, "dtype": name},
-            take=partial(gemm_times, here.device, size, getattr(torch, name), options.seconds),
+            take=partial(time_gemm, here.device, size, getattr(torch, name), options.seconds),
         )
         for name in options.dtypes
     ]
@@ -50,7 +62,7 @@ def ceilings(options: LimitsOptions, here: Session) -> list[Ceiling]:
         work=copy_bytes_moved(count),
         unit="B/s",
         tags={"bytes": count},
-        take=partial(copy_times, here.device, count, options.seconds),
+        take=partial(time_copy, here.device, count, options.seconds),
     )
     return [*products, copy]
 
@@ -63,8 +75,9 @@ def limits(options: LimitsOptions, here: Session) -> None:
     for done, (loaded, ceiling) in enumerate(todo, 1):
         world.barrier()
         if loaded == "together" or world.is_first:
-            times = ceiling.take()
-            tags = {**ceiling.tags, "work": ceiling.work, "loaded": loaded, "ranks": world.size}
+            timings = ceiling.take()
+            times = timings.times
+            tags = {**ceiling.tags, "work": ceiling.work, "loaded": loaded, "ranks": world.size, "begun": timings.begun}
             here.recorder.block(ceiling.metric, "s", times, tags)
             if world.is_first:
                 best = format_si(ceiling.work / min(times), ceiling.unit)

@@ -30,8 +30,8 @@ def test_every_collective_gives_the_right_data_and_records(tmp_path: Path, world
         if figure.metric == "check_errors":
             assert figure.value == 0
         else:
-            assert figure.value is not None
-            assert figure.value > 0
+            too_few = figure.metric in ("call_time_p95", "call_time_p99") and "samples, p9" in (figure.reason or "")
+            assert too_few or (figure.value or 0) > 0, figure
     # What is printed is what a reader derives from the raw samples, to the printed digits.
     rows = [line.split() for line in done.stdout.splitlines() if re.match(r"\s+\d", line)]
     times = [f for f in figures if f.metric == "batch_call_time"]

@@ -36,6 +36,7 @@ MPICH = {"PMI_RANK": "1", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRA
         ({**SLURM, **OPEN_MPI}, Placement(1, 2, 1, 2, "Open MPI")),
         ({**SLURM, **TORCHRUN}, Placement(5, 8, 1, 4, "torchrun")),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, Placement(0, 1, 0, 1, "none")),  # a batch script is no step
+        ({**SLURM, "PMI_RANK": "3", "PMI_SIZE": "5"}, Placement(3, 5, 1, 2, "Slurm")),  # srun --mpi=pmi2
         ({"RANK": "1", "WORLD_SIZE": "2"}, Placement(1, 2, 1, 2, "torchrun")),
     ],
 )
@@ -53,6 +54,8 @@ def test_several_hosts_need_an_address() -> None:
     assert rendezvous_environment(placement(OPEN_MPI), OPEN_MPI)["MASTER_ADDR"] == "127.0.0.1"
     with pytest.raises(BadInput, match="MASTER_ADDR is not set"):
         rendezvous_environment(placement(SLURM), SLURM)
+    nodes = {**SLURM, "SLURM_STEP_NODELIST": "gpu[007-009,12],login1"}
+    assert rendezvous_environment(placement(nodes), nodes)["MASTER_ADDR"] == "gpu007"
     ports = {rendezvous_environment(placement(MPICH), {**MPICH, "PMI_JOBID": str(i)})["MASTER_PORT"] for i in range(9)}
     assert len(ports) == 9, "jobs side by side get ports of their own"
 

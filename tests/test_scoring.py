@@ -36,10 +36,10 @@ def seed_run() -> RunResult:
         tags: dict[str, TagValue] = {**item.match, "backend": "nccl"}
         assert item.duration is not None
         calls = 10
-        files = [
-            rank_file(rank, 2, [block("batch_time", [item.duration * calls] * 6, **tags, calls=calls)])
-            for rank in (0, 1)
-        ]
+        world = int(item.match["world"] or 0)
+        measured = [block("batch_time", [item.duration * calls] * 6, **tags, calls=calls)]
+        taking_part = 2 if item.match["op"] == "pt2pt" else world
+        files = [rank_file(rank, world, measured) for rank in range(taking_part)]
         figures, _ = comms.derive(files, {}, [])
         name = f"{item.match['op']}-{item.match['world']}"
         options = {"ops": (item.match["op"],), "size": item.match["bytes"]}
@@ -72,7 +72,8 @@ def test_not_submitted_is_NA_and_counts_0_while_failed_is_0() -> None:
 
 def test_twice_the_time_is_half_the_score() -> None:
     def slower(figure: Figure) -> Figure:
-        assert figure.estimate
+        if figure.estimate is None:
+            return figure
         return replace(figure, estimate=Estimate(figure.estimate.value / 2, None, None, 1, ""))
 
     run = seed_run()
@@ -101,12 +102,13 @@ def named(figures: list[Figure], metric: str) -> Figure:
     return found
 
 
-def test_tgs_is_all_tokens_over_all_time_of_the_slowest_rank() -> None:
+def test_tgs_is_all_tokens_over_all_time_of_the_rank_that_took_longest() -> None:
     # 4 steps of 1024 tokens on 2 devices: the slower rank takes 0.5 s, once 2.5 s (a pause counts).
     files = training_files(2, [[0.4] * 4, [0.5, 2.5, 0.5, 0.5]])
     figures, curves = training.derive(files, {"seq_len": 128, "global_batch": 8}, [])
     assert named(figures, "tgs").value == pytest.approx(4 * 1024 / 4.0 / 2)
     assert named(figures, "step_time_p50").value == 0.5
+    assert named(figures, "step_time_p95").reason == "4 samples, p95 needs 20"
     assert named(figures, "final_loss").value == pytest.approx(6.5)
     assert named(figures, "ppl").reason == "not recorded"
     loss = next(curve for curve in curves if curve.metric == "loss")
@@ -114,10 +116,28 @@ def test_tgs_is_all_tokens_over_all_time_of_the_slowest_rank() -> None:
     assert loss.steps.tolist() == [2, 3, 4, 5]
 
 
+def test_jitter_that_the_next_step_absorbs_is_not_counted_twice() -> None:
+    files = training_files(2, [[1.5, 0.5] * 10, [0.5, 1.5] * 10])
+    figures, _ = training.derive(files, {}, [])
+    assert named(figures, "tgs").value == pytest.approx(20 * 1024 / 20 / 2)
+
+
+def test_a_missing_rank_never_makes_a_figure_better() -> None:
+    whole = training_files(2, [[0.5] * 4, [0.5] * 4])
+    figures, _ = training.derive(whole[:1], {}, [])
+    assert [(f.metric, f.value, f.reason) for f in figures] == [("tgs", None, "only 1 of 2 ranks recorded their steps")]
+    tags: dict[str, TagValue] = {"op": "all_reduce", "bytes": 1024, "dtype": "float32", "backend": "gloo", "world": 2}
+    lone = [rank_file(0, 2, [block("batch_time", [1.0] * 6, **tags, calls=2)])]
+    assert {figure.value for figure in comms.derive(lone, {}, [])[0]} == {None}
+
+
 def test_mfu_is_a_share_of_the_ceiling_with_as_many_ranks_loaded() -> None:
     limits = [
         Figure(
-            "gemm_rate", "FLOP/s", Estimate(rate, None, None, 1, ""), {"loaded": loaded, "ranks": 2, "dtype": "float32"}
+            "gemm_rate",
+            "FLOP/s",
+            Estimate(rate, None, None, 1, ""),
+            {"loaded": loaded, "ranks": 2, "dtype": "float32", "device": "cpu"},
         )
         for loaded, rate in (("alone", 9e9), ("together", 4e9))
     ]
@@ -140,22 +160,32 @@ def test_a_call_lasts_from_the_last_entry_to_the_last_exit_or_as_long_as_in_the_
     assert comms.call_times(two_clocks, tags) == pytest.approx([0.025, 0.004])
 
 
-def test_a_ceiling_is_the_fastest_sample_per_rank() -> None:
-    def ceiling(loaded: str, times: list[float]) -> Block:
-        return block("copy_time", times, loaded=loaded, ranks=2, work=100)
+def test_a_ceiling_counts_only_time_in_which_all_ranks_worked() -> None:
+    def ceiling(loaded: str, begun: float, times: list[float]) -> Block:
+        return block("copy_time", times, loaded=loaded, ranks=2, work=100, begun=begun)
 
-    files = [
-        rank_file(0, 2, [ceiling("together", [2.0, 1.0]), ceiling("alone", [0.5])]),
-        rank_file(1, 2, [ceiling("together", [4.0, 5.0])]),
-    ]
-    limits = ceilings.derive(files)
-    assert ceilings.find(limits, "copy_rate", 2) == ((100 + 25) / 2, "measured copy together, 2 ranks")
-    assert ceilings.find(limits, "copy_rate", 8) is None
+    # Rank 1 starts 5 s late and is done at 15 s. Alone, rank 0 was ten times as fast; that is no ceiling for two.
+    first = [ceiling("together", 0.0, [0.1] * 50 + [1.0] * 10 + [0.1] * 50), ceiling("alone", 0.0, [0.5] * 4)]
+    limits = ceilings.derive([rank_file(0, 2, first), rank_file(1, 2, [ceiling("together", 5.0, [1.0] * 10)])])
+    together = ceilings.find(limits, "copy_rate", 2, "cpu")
+    assert together is not None
+    assert together[0] == pytest.approx(100)
+    assert together[1] == "measured copy together, 2 ranks"
+    alone = [figure for figure in limits if figure.tags["loaded"] == "alone"]
+    assert [figure.value for figure in alone] == [pytest.approx(200)]
+    assert ceilings.find(limits, "copy_rate", 8, "cpu") is None
+    assert ceilings.find(limits, "copy_rate", 2, "cuda") is None, "another device's ceiling bounds nothing here"
+
+
+def test_ranks_that_never_worked_together_have_no_ceiling_together() -> None:
+    parts = [block("copy_time", [1.0], loaded="together", ranks=2, work=1, begun=begun) for begun in (0.0, 9.0)]
+    (limit,) = ceilings.derive([rank_file(rank, 2, [parts[rank]]) for rank in (0, 1)])
+    assert (limit.value, limit.reason) == (None, "the ranks were never all at work at once")
 
 
 def doubted(figures: list[Figure], **about: object) -> list[str]:
     case = CaseResult("c", "comms/bench", 2, {}, PASSED, 1, figures, [], about)
-    return [item.kind for item in doubts.of_case(case, [], 2)]
+    return [item.kind for item in doubts.of_case(case, [rank_file(rank, 2, []) for rank in (0, 1)], 2)]
 
 
 def test_what_cannot_be_is_doubted() -> None:
@@ -167,7 +197,8 @@ def test_what_cannot_be_is_doubted() -> None:
         return Figure(metric, "B/s", Estimate(value, low, high, 10, ""), tags, share=share, share_of="ceiling")
 
     assert doubted([figure("busbw", 1.0, 0.99, 1.01, share=0.5)]) == []
-    assert doubted([figure("busbw", 1.0, share=1.2)]) == ["above_ceiling"]
+    assert doubted([figure("busbw", 1.0, 0.99, 1.01, share=1.2)]) == ["above_ceiling"]
+    assert doubted([figure("busbw", 1.0)]) == ["no_interval"]
     assert doubted([figure("busbw", 1.0, 0.5, 1.5)]) == ["wide_interval"]
     assert doubted([figure("check_errors", 3.0)]) == ["wrong_data"]
     assert doubted([figure("call_time_p50", 1e-7)]) == ["coarse_clock"]

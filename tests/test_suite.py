@@ -26,7 +26,7 @@ def sentence(text: str, overrides: dict[str, str] | None = None) -> str:
         (HEAD + " - {name: a, script: comms/bench, world: 2, options: {opz: x}}", "s.yaml:5: cases[0].options.opz: unknown key 'opz'; did you mean 'ops'?"),
         (HEAD + " - {name: a, script: comms/bech}", "s.yaml:5: cases[0].script: unknown script 'comms/bech'; did you mean 'comms/bench'?"),
         (HEAD + " - name: a\n   script: workloads/pretrain\n   options:\n     model: lama-tiny", "s.yaml:8: cases[0].options.model: unknown model 'lama-tiny'; did you mean 'llama-tiny'?"),
-        (HEAD + " - name: a\n   script: workloads/pretrain\n   options:\n     steps: many", "s.yaml:8: cases[0].options.steps: input should be a valid integer, unable to parse string as an integer, got 'many'"),
+        (HEAD + " - name: a\n   script: workloads/pretrain\n   options:\n     steps: many", "s.yaml:8: cases[0].options.steps: input should be a valid integer, got 'many'"),
         ("assay: 1\nnaem: x\nname: s\ncases: [{name: a, script: comms/bench, world: 2}]", "s.yaml:2: naem: unknown key 'naem'; did you mean 'name'?"),
         ("assay: 1\ncases: [{name: a, script: comms/bench, world: 2}]", "s.yaml:1: name: key 'name' is missing"),
         (HEAD + " - {name: a, script: comms/bench, world: 2}\n - {name: A, script: comms/bench, world: 2}", "s.yaml: two cases are called 'A'; give each its own name"),
@@ -90,7 +90,34 @@ def test_overrides_reach_all_cases_or_one() -> None:
     assert [case.options.model_dump()["model"] for case in suite.cases] == ["llama-tiny", "internlm-tiny"]
     assert [case.time_limit for case in suite.cases] == [9, 600]
     assert sentence(text, {"stesp": "7"}) == "-o stesp: no case has the option 'stesp'; did you mean 'steps'?"
+    assert sentence(text, {"a.steps": "many"}).startswith("-o a.steps: input should be a valid integer")
     assert sentence(text, {"c.steps": "7"}) == "-o c.steps: the suite has no case 'c'; known: a, b"
+
+
+def test_an_override_never_makes_a_name_lie() -> None:
+    text = HEAD + " - {name: p, script: workloads/pretrain, matrix: {models: [llama-tiny]}}"
+    assert sentence(text, {"p.model": "internlm-tiny"}) == (
+        "-o p.model: case 'p' varies it in its matrix; change the suite instead"
+    )
+    assert "the suite has no case" not in sentence(text, {"p-llama-tiny.stesp": "1"})
+    long = HEAD + f" - {{name: {'n' * 98}, script: workloads/pretrain, matrix: {{models: [llama-tiny]}}}}"
+    assert "is too long" in sentence(long)
+
+
+@pytest.mark.parametrize(
+    "bad", ["world: true", "world: 2.0", "time_limit: '5'", "options: {steps: 5.0}", "options: {steps: true}"]
+)
+def test_values_are_not_bent_into_other_types(bad: str) -> None:
+    assert "should be a valid" in sentence(HEAD + f" - {{name: a, script: workloads/pretrain, {bad}}}")
+
+
+def test_ceilings_follow_the_devices_that_cases_run_on() -> None:
+    text = (
+        "assay: 1\nname: s\ncases:\n - {name: a, script: workloads/pretrain, options: {device: cpu, dtype: bfloat16}}"
+    )
+    limits = parse_suite(text, "s").cases[0].options.model_dump()
+    assert (limits["device"], limits["dtypes"]) == ("cpu", ("bfloat16",))
+    assert parse_suite(text, "s", {"device": "cuda"}).cases[0].options.device == "cuda"
 
 
 def test_ceilings_are_measured_first_for_every_number_of_ranks() -> None:

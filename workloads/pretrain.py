@@ -79,6 +79,7 @@ def finish(job: Job, here: Session, journal: Journal, tags: dict[str, str]) -> N
     held_out = evaluate(job)
     peak = here.device.peak_memory()
     reason = f"{here.device.type} counts no peak" if peak is None else None
+    rate = journal.tgs()
     here.recorder.block("peak_memory", "B", [peak], {**tags, "method": here.device.memory_method}, reason=reason)
     if not here.world.is_first:
         return
@@ -87,9 +88,9 @@ def finish(job: Job, here: Session, journal: Journal, tags: dict[str, str]) -> N
     # exp overflows above 709 nats; such a model has learnt nothing anyway.
     ppl = "not evaluated" if held_out is None else f"{math.exp(min(held_out, 700)):,.2f} (loss {held_out:.4f})"
     print(
-        f"final loss {journal.last_loss:.4f}, held-out PPL {ppl}\n"
-        f"TGS {journal.tgs:,.1f} tokens/s per device over {len(journal.step_times)} steps, "
-        f"step p50 {percentile(journal.step_times, 50) * 1e3:,.1f} ms, "
+        f"final loss {journal.final_loss:.4f}, held-out PPL {ppl}\n"
+        f"TGS {rate:,.1f} tokens/s per device over {len(journal.step_times)} steps, "
+        f"step p50 of rank 0 {percentile(journal.step_times, 50) * 1e3:,.1f} ms, "
         f"peak memory {format_si(peak, 'B')} ({here.device.memory_method})",
         flush=True,
     )

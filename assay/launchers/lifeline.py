@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 
 import psutil
 
@@ -23,41 +24,43 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 
+def adopt_orphans() -> None:
+    """Make this process the parent of every orphan below it (Linux), so that none can escape `end_descendants`."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
 def _prctl(option: int, value: int) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(option, value)
 
 
-def end_descendants() -> None:
-    """Kill everything below this process and wait until it is gone."""
+def end_descendants(spared: Iterable[psutil.Process] = ()) -> None:
+    """Kill everything below this process but `spared`, and wait until it is gone."""
     deadline = time.monotonic() + END_SECONDS
-    me = psutil.Process()
+    me, spared = psutil.Process(), set(spared)
     while time.monotonic() < deadline:
-        below = me.children(recursive=True)
+        below = [process for process in me.children(recursive=True) if process not in spared]
         if not below:
             return
         for process in below:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        _reap()
+        for process in below:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(process.pid, os.WNOHANG)
         time.sleep(0.01)
-
-
-def _reap() -> None:
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
 
 
 def main() -> int:
     """Run the command until it ends or the pipe does; its exit code, or 143 when it was stopped."""
     pipe, command = int(sys.argv[1]), sys.argv[2:]
     os.set_inheritable(pipe, False)
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    adopt_orphans()
     child = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
+        env={**os.environ, "ASSAY_LIFELINE": str(os.getpid())},
         # Should this process itself be killed, the kernel ends torchrun, and the ranks have asked to follow it.
         preexec_fn=lambda: _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
     )

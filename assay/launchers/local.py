@@ -5,6 +5,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,11 +17,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
+import psutil
+
 from assay import machine
 from assay.errors import SENTENCE_MARK, BadInput, RunFailed
+from assay.launchers.lifeline import adopt_orphans, end_descendants
 from assay.options.base import ScriptOptions, command_line
+from assay.ranks import STACK_SIGNAL
 
-STACK_SIGNAL = signal.SIGUSR2
 STACK_SECONDS = 3.0  # how long ranks that hang may take to write their stacks
 
 
@@ -82,51 +86,87 @@ def run(command: Command, attempt: Path, limit: float, keep_fd: int | None, on_l
     written. On any exception (Ctrl-C included) everything started is ended first.
     """
     begun = time.monotonic()
+    before = psutil.Process().children(recursive=True)
+    adopt_orphans()
     reading, writing = os.pipe()
     argv = [machine.python(), "-m", "assay.launchers.lifeline", str(reading), *command.argv]
     passed = (reading,) if keep_fd is None else (reading, keep_fd)
-    lifeline = subprocess.Popen(
-        argv,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, **command.env},
-        pass_fds=passed,
-        start_new_session=True,
-    )
-    os.close(reading)
-    sentences: list[str] = []
-    logs = [
-        _Log(lifeline.stdout, attempt / "stdout.log", on_line),
-        _Log(lifeline.stderr, attempt / "stderr.log", lambda line: _note_sentence(line, sentences)),
-    ]
+    told = _Told()
+    logs: list[_Log] = []
     stacks: list[Path] = []
     timed_out = False
+    lifeline: subprocess.Popen[bytes] | None = None
     try:
+        lifeline = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **command.env},
+            pass_fds=passed,
+            start_new_session=True,
+        )
+        logs.append(_Log(lifeline.stdout, attempt / "stdout.log", on_line))
+        logs.append(_Log(lifeline.stderr, attempt / "stderr.log", told.hear))
         try:
             lifeline.wait(limit)
         except subprocess.TimeoutExpired:
             timed_out = True
-            stacks = collect_stacks(attempt)
+            stacks = collect_stacks(attempt, lifeline.pid)
     finally:
+        os.close(reading)
         os.close(writing)
-        exit_code = lifeline.wait()
+        if lifeline is not None:
+            lifeline.wait()
+        # Only a lifeline that was killed leaves something behind; its orphans are ours then.
+        end_descendants(spared=before)
         refusals = [refusal for log in logs if (refusal := log.finish())]
     if refusals:
         raise RunFailed(refusals[0])
-    return Outcome(exit_code, timed_out, time.monotonic() - begun, sentences[0] if sentences else None, stacks)
+    return Outcome(lifeline.returncode, timed_out, time.monotonic() - begun, told.sentence, stacks)
 
 
-def _note_sentence(line: str, sentences: list[str]) -> None:
-    if line.startswith(SENTENCE_MARK):
-        sentences.append(line.removeprefix(SENTENCE_MARK).strip())
+class _Told:
+    """What stderr says about a failure: the first sentence of a rank of ours, and which rank torchrun saw fail first."""
+
+    def __init__(self) -> None:
+        self._sentences: list[str] = []
+        self._in_root_cause = False
+        self._rank = ""
+        self._killed: str | None = None
+
+    def hear(self, line: str) -> None:
+        """Take one line of stderr."""
+        if line.startswith(SENTENCE_MARK):
+            self._sentences.append(line.removeprefix(SENTENCE_MARK).strip())
+        elif line.startswith("Root Cause (first observed failure)"):
+            self._in_root_cause = True
+        elif self._in_root_cause and (match := re.match(r"\s+rank\s+: (\d+)", line)):
+            self._rank = match[1]
+        elif self._in_root_cause and (match := re.match(r"\s+exitcode\s+: -(\d+)", line)):
+            self._killed = f"rank {self._rank} was killed by signal {match[1]} ({_signal_name(int(match[1]))})"
+
+    @property
+    def sentence(self) -> str | None:
+        """Why it failed. A rank that was killed says nothing, and its peers' complaints are only the consequence."""
+        return self._killed or (self._sentences[0] if self._sentences else None)
 
 
-def collect_stacks(attempt: Path) -> list[Path]:
-    """Ask every rank that announced itself in `attempt` for its stacks; the files that hold some afterwards."""
-    files = sorted(attempt.glob("stacks-rank-*.pid-*.txt"))
-    for path in files:
+def _signal_name(number: int) -> str:
+    if number == signal.SIGKILL:
+        return "SIGKILL: by hand, or by the kernel when memory ran out"
+    return signal.Signals(number).name if number in list(signal.Signals) else "unknown"
+
+
+def collect_stacks(attempt: Path, ancestor: int) -> list[Path]:
+    """Ask every rank below `ancestor` that announced itself in `attempt` for its stacks; the files that hold some then."""
+    below = {process.pid for process in psutil.Process(ancestor).children(recursive=True)}
+    files = []
+    for path in sorted(attempt.glob("stacks-rank-*.pid-*.txt")):
         pid = int(path.stem.rpartition("pid-")[2])
+        if pid not in below:
+            continue  # it has ended; its number may be another process's by now
+        files.append(path)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, STACK_SIGNAL)
             os.kill(pid, signal.SIGCONT)  # a stopped process answers only when it runs again
@@ -162,7 +202,9 @@ class _Log(threading.Thread):
                         file.write(line)
                     except OSError as error:
                         self._refuse(error)
-                self._on_line(line.decode("utf-8", "replace").rstrip("\n"))
+                # Whoever listens (a closed terminal, say) must not stop the reading either.
+                with contextlib.suppress(Exception):
+                    self._on_line(line.decode("utf-8", "replace").rstrip("\n"))
 
     def _refuse(self, error: OSError) -> None:
         self._refusal = f"{self._path}: {(error.strerror or str(error)).lower()}; make room and run the folder again"

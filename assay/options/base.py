@@ -13,6 +13,9 @@ from pydantic.fields import FieldInfo
 from assay.errors import BAD_INPUT_EXIT, SENTENCE_MARK, BadInput
 from assay.units import parse_size
 
+PathText = Annotated[Path, BeforeValidator(lambda value: Path(value) if isinstance(value, str) else value)]
+"""A path, written as text: strict validation would otherwise want a Path object."""
+
 Size = Annotated[int, BeforeValidator(parse_size)]
 """Bytes, written as 4096, 64KiB or 2GB."""
 
@@ -23,7 +26,7 @@ def flags(*also: str, metavar: str = "X") -> dict[str, Any]:
 
 
 class Options(BaseModel):
-    """Base of everything a user may write: unknown keys are errors, values are never coerced silently into others."""
+    """Base of everything a user may write: unknown keys are errors, and so are numbers that are none (nan, inf)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
@@ -34,7 +37,7 @@ class ScriptOptions(Options):
     synopsis: ClassVar[str]
     """One line: what the script measures, for --help and `assay list`."""
 
-    out: Path | None = Field(
+    out: PathText | None = Field(
         None, description="folder for the JSONL records, one file a rank; none are kept without it"
     )
     device: str = Field(
@@ -172,7 +175,7 @@ def command_line(options: ScriptOptions) -> list[str]:
         if isinstance(value, bool):
             argv.append(flag if value else "--no-" + name.replace("_", "-"))
         elif value is not None:
-            argv += [flag, _as_text(value)]
+            argv.append(f"{flag}={_as_text(value)}")  # in one word: a value may begin with a dash
     return argv
 
 

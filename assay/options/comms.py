@@ -1,7 +1,7 @@
 """Options of comms/bench.py."""
 
 from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -22,6 +22,8 @@ def _known_ops(value: object) -> object:
     for name in names:
         if not isinstance(name, str) or name not in COLLECTIVES:
             raise ValueError(f"unknown collective {name!r}{nearest(str(name), list(COLLECTIVES))}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"expected every collective once, got {', '.join(map(str, names))}")
     return names
 
 
@@ -55,11 +57,11 @@ class CommsOptions(ScriptOptions):
     max_calls: int = Field(640, ge=1, description="most calls timed one by one per size")
     budget: float = Field(1.0, gt=0, description="seconds per size for each of the two timings, at most")
     target: float = Field(0.02, gt=0, description="half width of the 95 % interval at which sampling stops, relative")
-    seed: int = Field(1, description="seed of the data pattern")
+    seed: int = Field(1, ge=0, lt=2**31, description="seed of the data pattern")
     style: Literal["nccl", "deepspeed"] = Field("nccl", description="columns and definitions of the printed table")
 
     @model_validator(mode="after")
-    def _sweep_is_ordered(self) -> Self:
+    def _sweep_is_ordered(self) -> "CommsOptions":
         if self.size is None and self.min > self.max:
             raise ValueError(
                 f"--min {format_size(self.min)} is above --max {format_size(self.max)}; give a sweep from small to large"

@@ -13,8 +13,8 @@ class LimitsOptions(ScriptOptions):
     synopsis: ClassVar[str] = "ceilings of this machine: matrix multiplication FLOP/s and memory copy B/s"
 
     seconds: float = Field(1.0, gt=0, description="seconds of measuring per ceiling")
-    gemm_size: int = Field(1024, ge=64, description="side of the square matrices multiplied")
-    copy_bytes: Size = Field(64 << 20, ge=4096, description="bytes copied per memory copy; well above the last cache")
+    gemm_size: int | None = Field(None, ge=64, description="side of the matrices [1024 on a CPU, 8192 elsewhere]")
+    copy_bytes: Size | None = Field(None, ge=4096, description="bytes per memory copy [64MiB on a CPU, 1GiB elsewhere]")
     dtypes: Annotated[tuple[Literal["float32", "bfloat16", "float16"], ...], BeforeValidator(split_list)] = Field(
         ("float32",), min_length=1, description="element types of the matrices, comma-separated"
     )

@@ -1,11 +1,10 @@
 """Options of workloads/pretrain.py."""
 
-from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from assay.options.base import ScriptOptions, nearest
+from assay.options.base import PathText, ScriptOptions, nearest
 from assay.presets import MODELS
 
 
@@ -41,11 +40,11 @@ class PretrainOptions(ScriptOptions):
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     eval_batches: int = Field(4, ge=0, description="held-out batches after training, for PPL; 0 leaves PPL unknown")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="element type of weights and activations")
-    tokenizer_cache: Path | None = Field(None, description="where trained tokenizers are kept [~/.cache/assay]")
-    seed: int = Field(1, ge=0, description="seed of weights and data")
+    tokenizer_cache: PathText | None = Field(None, description="where trained tokenizers are kept [~/.cache/assay]")
+    seed: int = Field(1, ge=0, lt=2**63, description="seed of weights and data")
 
     @model_validator(mode="after")
-    def _batch_divides(self) -> Self:
+    def _batch_divides(self) -> "PretrainOptions":
         if self.global_batch % self.micro_batch:
             raise ValueError(
                 f"--global-batch {self.global_batch} is no multiple of --micro-batch {self.micro_batch}; "

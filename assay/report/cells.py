@@ -62,6 +62,8 @@ class Chapter:
     parts: Sequence[Part] = field(default_factory=tuple)
 
 
+DOUBTED = "†"
+
 # The field's own words where they are not simply the metric's name.
 _LABELS = {
     "batch_call_time": "time per call, back to back",
@@ -108,8 +110,10 @@ def figure_cell(figure: Figure | None) -> Cell:
         return Cell("NA", figure.reason or "no reason recorded", "quiet")
     value, interval = estimate_texts(figure.estimate, figure.unit, figure.metric)
     failed = figure.metric == "check_errors" and figure.estimate.value != 0
-    notes = [interval or figure.reason or "", *(f"doubt: {kind.replace('_', ' ')}" for kind in figure.doubts)]
-    return Cell(value, "; ".join(filter(None, notes)), "bad" if failed else "")
+    # A sign, not the words: they would widen every column of a table in which many figures are doubted.
+    return Cell(
+        f"{value} {DOUBTED}" if figure.doubts else value, interval or figure.reason or "", "bad" if failed else ""
+    )
 
 
 def share_cell(figure: Figure | None) -> Cell:

@@ -96,7 +96,7 @@ def communication_chapter(result: RunResult) -> Chapter:
         return Chapter("communication", "Communication", "No case of this run measured a collective.")
     charts = [chart for op, group in groups.items() for chart in _charts(op, group)]
     lead = (
-        "Bus bandwidth (busbw) over message size. Whiskers are the interval of each point; where none is seen, it is "
+        "Bus bandwidth (busbw) over message size. †: doubted, see Doubts. Whiskers are the interval of each point; where none is seen, it is "
         "narrower than the mark. Figures beneath each other in a table are the value and its interval."
     )
     parts = [

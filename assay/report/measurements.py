@@ -48,7 +48,7 @@ def other_chapter(result: RunResult) -> Chapter:
 def _part(case: CaseResult, result: RunResult) -> Part:
     figures = plain_figures(case)
     doubts = sum(doubt.case == case.name for doubt in result.doubts)
-    lead = f"{count_of(doubts, 'doubt')} about this case: see Doubts." if doubts else ""
+    lead = f"{count_of(doubts, 'doubt')} about this case (†): see Doubts." if doubts else ""
     tables = [figure_table(f"Figures of {case.name}", figures)] if figures else []
     return Part(case.name, lead, case_charts(case), tables)
 

@@ -95,7 +95,7 @@ def section_of(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 def _results(result: RunResult) -> Chapter:
     found = key_figures(result)
-    lead = "Of every collective the message size with the highest busbw. Beneath a value: its interval."
+    lead = "Of every collective the message size with the highest busbw. Beneath a value: its interval. †: doubted, see Doubts."
     parts = [Part(tables=[_key_table("Key results", found)])] if found else []
     return Chapter("results", "Key results", lead if any(map(_is_of_busbw, found)) else "", parts)
 

@@ -84,11 +84,12 @@ def key_figures(result: RunResult) -> list[KeyFigure]:
     found = sweeps(result)
     rows: list[KeyFigure] = []
     for case in result.cases:
-        own = [*_of_sweeps(case, found), *_of_training(case)]
-        if not own:
+        passed = state_of(case) == "passed"  # what a failed case measured is in its tables, and no result
+        own = [*_of_sweeps(case, found), *_of_training(case)] if passed else []
+        if not own and passed:
             own = [KeyFigure(case.name, metric_label(f.metric), f, figure_cell(f)) for f in plain_figures(case)[:2]]
         # A case may pass without a figure of its own: it measured the ceilings.
-        if not own and state_of(case) != "passed":
+        if not passed:
             reason = (case.status.reason if case.status else None) or "the case recorded no figure"
             own = [KeyFigure(case.name, state_of(case), None, Cell("NA", reason, "quiet"))]
         rows += own
@@ -123,7 +124,7 @@ def _trouble(case: CaseResult) -> Trouble:
             case.name,
             state_of(case),
             "no status was written: it still runs, never started, or its runner was killed",
-            "Run the same folder again; cases that passed are kept.",
+            "run `assay run --resume` on the folder; cases that passed are kept",
         )
     return Trouble(
         case.name, case.status.state, case.status.reason or "no reason was recorded", case.status.advice or ""

@@ -94,7 +94,7 @@ def _load(name: str, kind: Literal["profiles", "baselines"], model: type[D]) -> 
     if name in shipped(kind):
         source, text = (
             f"{name}.yaml",
-            resources.files("assay.scoring").joinpath(kind, f"{name}.yaml").read_text("utf-8"),
+            resources.files("assay.scoring").joinpath(kind).joinpath(f"{name}.yaml").read_text("utf-8"),
         )
     elif Path(name).is_file():
         source, text = name, Path(name).read_text("utf-8", "replace")

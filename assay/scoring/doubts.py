@@ -19,6 +19,9 @@ ADVICE = {
     "coarse_clock": "raise the size, or read the back-to-back figure only",
     "wide_interval": "run on a quiet machine, or raise the budget (-o budget=…) or the steps",
     "no_common_clock": "times are the longest over ranks and include waiting; compare them with nothing else",
+    "no_interval": "take more samples (-o budget=… or steps=…): nothing can be said about the spread yet",
+    "unreadable_records": "the case's figures are left out; keep the files and run the case again",
+    "mixed_provenance": "run the suite anew: one run should be one machine and one version of the code",
     "garbage_records": "find what else writes into the rank's file; the lines were left out",
     "missing_ranks": "look at the logs of the ranks that are missing",
     "busy_machine": "stop other work, then run again",
@@ -40,7 +43,12 @@ def of_case(case: CaseResult, files: list[RankFile], cores: int | None) -> list[
             message = f"{len(file.garbage)} lines are no records; first: {file.garbage[0]}"
             found.append(doubt("garbage_records", case.name, file.path.name, message))
     ranks = sum(file.header is not None for file in files)
-    if files and ranks < case.world:
+    ended_well = case.status is not None and case.status.state == "passed"
+    for file in files:
+        if file.torn and ended_well:
+            message = "the last line is cut off although the case ended well"
+            found.append(doubt("garbage_records", case.name, file.path.name, message))
+    if (files or ended_well) and ranks < case.world:
         found.append(doubt("missing_ranks", case.name, "records", f"{ranks} of {case.world} ranks have records"))
     if case.about and not case.about["one_clock"] and case.script.startswith("comms"):
         found.append(doubt("no_common_clock", case.name, "call times", "ranks ran on hosts without a common clock"))
@@ -54,10 +62,21 @@ def of_case(case: CaseResult, files: list[RankFile], cores: int | None) -> list[
 
 def beside_figures(case: CaseResult, found: Sequence[Doubt]) -> CaseResult:
     """The case with every doubted figure knowing its doubts, so that they can be printed beside it."""
-    kinds: dict[str, tuple[str, ...]] = {}
-    for item in found:
-        kinds[item.subject] = (*kinds.get(item.subject, ()), item.kind)
-    return replace(case, figures=[replace(figure, doubts=kinds.get(name_of(figure), ())) for figure in case.figures])
+
+    def kinds(figure: Figure) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(item.kind for item in found if _concerns(item, figure)))
+
+    return replace(case, figures=[replace(figure, doubts=kinds(figure)) for figure in case.figures])
+
+
+def _concerns(item: Doubt, figure: Figure) -> bool:
+    if item.kind in ("garbage_records", "missing_ranks", "unreadable_records"):
+        return True
+    if item.kind == "no_common_clock":
+        return figure.metric.startswith("call_time")
+    if item.kind == "wrong_data":  # wrong data make every figure of that size worthless, not only the count
+        return item.subject.partition(" of ")[2] == name_of(figure).partition(" of ")[2]
+    return item.subject == name_of(figure)
 
 
 def of_machine(document: Mapping[str, Any]) -> list[Doubt]:
@@ -71,6 +90,17 @@ def of_machine(document: Mapping[str, Any]) -> list[Doubt]:
     return found
 
 
+def of_provenance(document: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]) -> list[Doubt]:
+    """Whether cases were run by other code, versions or on another machine than the run began with."""
+    began = {"revision": document["code"].get("revision"), "host": document["host"].get("name")}
+    for made in attempts:
+        for key, value in began.items():
+            if key in made and made[key] != value:
+                message = f"{key} was {value} when the run began and {made[key]} when a case was resumed"
+                return [doubt("mixed_provenance", "run", "all figures", message)]
+    return []
+
+
 def _of_figure(case: str, figure: Figure) -> list[Doubt]:
     if figure.estimate is None:
         return []
@@ -81,6 +111,8 @@ def _of_figure(case: str, figure: Figure) -> list[Doubt]:
         found.append(doubt("wrong_data", case, subject, f"{figure.value:.0f} elements were wrong"))
     if figure.share is not None and figure.share > 1:
         found.append(doubt("above_ceiling", case, subject, f"{shown} is {figure.share:.0%} of the {figure.share_of}"))
+    if figure.metric in ("busbw", "tgs") and figure.estimate.low is None:
+        found.append(doubt("no_interval", case, subject, f"{shown} has no interval: {figure.estimate.method}"))
     width = figure.estimate.half_width
     if width is not None and width > WIDE and figure.metric in ("busbw", "tgs"):
         found.append(doubt("wide_interval", case, subject, f"{shown} is known to ±{width:.0%} only"))

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from assay.errors import BadInput
 from assay.record import RankFile, read_rank_file
-from assay.rundir import CaseDir, RunDir, Status, read_document
+from assay.rundir import CaseDir, RunDir, read_document
 from assay.scoring import ceilings, comms, doubts, training
 from assay.scoring.result import CaseResult, Curve, Doubt, Figure, RunResult
 
+T = TypeVar("T")
 Derived = tuple[list[Figure], list[Curve]]
 Reader = Callable[[list[RankFile], Mapping[str, Any], list[Figure]], Derived]
 
@@ -25,27 +27,45 @@ def read_run(path: Path) -> RunResult:
     """Everything a run folder tells, derived from raw records. Raises BadInput if it is no run folder of ours."""
     run = RunDir.open(path)
     document = run.document()
-    found = [_open_case(run.case(str(name))) for name in document.get("cases", [])]
+    resolved = {case.get("name"): case for case in document["suite"].get("cases", []) if isinstance(case, dict)}
+    found = [_open_case(run.case(name), resolved.get(name, {})) for name in document["cases"]]
+    noted: list[Doubt] = []
     limits: list[Figure] = []
     for case, files in found:
         if case.script == "specs/limits":
-            limits += ceilings.derive(files)
+            limits += _guarded(case, partial(ceilings.derive, files), [], noted)
     cases: list[CaseResult] = []
-    noted: list[Doubt] = []
     for case, files in found:
-        figures, curves = READERS[case.script](files, case.options, limits) if case.script in READERS else ([], [])
-        read = replace(case, figures=figures, curves=curves, about=_about(files))
-        about_case = doubts.of_case(read, files, document.get("host", {}).get("cores_usable"))
-        cases.append(doubts.beside_figures(read, about_case))
-        noted += about_case
+        nothing: Derived = ([], [])
+        figures, curves = nothing
+        if case.script in READERS:
+            read = partial(READERS[case.script], files, case.options, limits)
+            figures, curves = _guarded(case, read, nothing, noted)
+        known = replace(case, figures=figures, curves=curves, about=_about(files))
+        noted += doubts.of_case(known, files, document["host"].get("cores_usable"))
+        cases.append(doubts.beside_figures(known, [item for item in noted if item.case == case.name]))
     noted += doubts.of_machine(document)
+    noted += doubts.of_provenance(document, [_provenance(run.case(case.name)) for case in cases])
     return RunResult(str(path), document, cases, limits, noted)
 
 
-def _open_case(folder: CaseDir) -> tuple[CaseResult, list[RankFile]]:
-    resolved: dict[str, Any] = {}
-    if (folder.path / "case.json").exists():
-        resolved = read_document(folder.path / "case.json")
+def _guarded(case: CaseResult, read: Callable[[], T], nothing: T, noted: list[Doubt]) -> T:
+    # Records are foreign input: whatever is wrong with those of one case must not cost the others.
+    try:
+        return read()
+    except (ValueError, KeyError, TypeError, IndexError, ArithmeticError, AttributeError) as error:
+        message = f"the records do not make sense ({type(error).__name__}: {error})"
+        noted.append(doubts.doubt("unreadable_records", case.name, "records", message))
+        return nothing
+
+
+def _provenance(folder: CaseDir) -> Mapping[str, Any]:
+    latest = folder.latest()
+    command = latest[0] / "command.json" if latest else None
+    return read_document(command).get("provenance", {}) if command and command.exists() else {}
+
+
+def _open_case(folder: CaseDir, resolved: Mapping[str, Any]) -> tuple[CaseResult, list[RankFile]]:
     latest = folder.latest()
     attempt, status = latest if latest else (None, None)
     files = [_read(path) for path in sorted(attempt.glob("rank-*.jsonl"))] if attempt else []
@@ -54,14 +74,10 @@ def _open_case(folder: CaseDir) -> tuple[CaseResult, list[RankFile]]:
         script=str(resolved.get("script", "")),
         world=int(resolved.get("world", 0)),
         options=resolved.get("options", {}),
-        status=status or (None if attempt else _never_started()),
+        status=status,
         attempts=len(folder.attempts()),
     )
     return case, files
-
-
-def _never_started() -> Status:
-    return Status("skipped", "launch", None, 0.0, "not started", "resume the run")
 
 
 def _read(path: Path) -> RankFile:

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from assay.estimates import FEWEST_FOR_PERCENTILE, Estimate, percentile
 from assay.record import RankFile
+from assay.scoring.result import Figure
 
 Array = NDArray[np.float64]
 
@@ -53,3 +55,24 @@ def scalar(files: Iterable[RankFile], metric: str) -> tuple[float | None, str | 
                 value = float(block.samples[-1])
                 return (None, block.reason) if np.isnan(value) and block.reason else (value, None)
     return None, "not recorded"
+
+
+def world_of(files: Iterable[RankFile]) -> int:
+    """The number of ranks that the ranks themselves say they were; 0 without a header."""
+    return max((file.header.world for file in files if file.header), default=0)
+
+
+def device_of(files: Iterable[RankFile]) -> str | None:
+    """torch's type of the device that the ranks worked on; None without a header."""
+    return next((file.header.device for file in files if file.header), None)
+
+
+def tail_figure(metric: str, samples: Array, q: int, how: str, tags: Mapping[str, Any]) -> Figure:
+    """The q-th percentile (95 or 99) of seconds; unknown, with the reason, where samples are too few to have one."""
+    if samples.size < FEWEST_FOR_PERCENTILE[q]:
+        reason = f"{samples.size} samples, p{q} needs {FEWEST_FOR_PERCENTILE[q]}"
+        return Figure(metric, "s", None, tags, better="lower", reason=reason)
+    estimate = Estimate(
+        percentile(samples, q), None, None, samples.size, f"{how}; percentile of {samples.size} samples"
+    )
+    return Figure(metric, "s", estimate, tags, better="lower")

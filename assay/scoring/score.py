@@ -4,6 +4,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import ValidationError
+
+from assay.options import CommsOptions
 from assay.scoring.baseline import Baseline, BaselineFigure, Profile, ProfileRow, ProfileSection
 from assay.scoring.result import CaseResult, Row, RunResult, Scorecard, Section
 from assay.units import format_size
@@ -84,16 +87,24 @@ def _meant_to_measure(case: CaseResult, wanted: Mapping[str, Any]) -> bool:
     if case.status is None or case.status.state in ("passed", "skipped") or case.world != wanted.get("world"):
         return False
     if "op" in wanted:
-        size = case.options.get("size")
-        return wanted["op"] in case.options.get("ops", ()) and size in (None, wanted["bytes"])
+        return wanted["bytes"] in _sizes_of(case, str(wanted["op"]))
     return all(case.options.get(key) == value for key, value in wanted.items() if key in case.options)
+
+
+def _sizes_of(case: CaseResult, op: str) -> list[int]:
+    # What the case would have swept, had it not failed.
+    try:
+        options = CommsOptions.model_validate(case.options)
+    except ValidationError:
+        return []
+    return list(options.sizes(op, case.world)) if op in options.ops else []
 
 
 def label_of(match: Mapping[str, Any]) -> str:
     """A row's name: `all_reduce, 8 ranks, 16 MiB` or `llama-tiny, ddp, 2 ranks`."""
     what = [str(match[key]) for key in ("op", "model", "engine") if key in match]
     if "world" in match:
-        what.append(f"{match['world']} ranks")
+        what.append(f"{match['world']} rank{'' if match['world'] == 1 else 's'}")
     if "bytes" in match:
         what.append(format_size(int(match["bytes"])))
     return ", ".join(what)

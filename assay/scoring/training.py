@@ -6,38 +6,40 @@ from typing import Any, Literal
 
 import numpy as np
 
-from assay.estimates import Estimate, mean_of_batches, median_interval, percentile
+from assay.estimates import CONFIDENCE, Estimate, mean_of_batches, median_interval
 from assay.record import RankFile
 from assay.scoring.ceilings import find
 from assay.scoring.result import Curve, Figure
-from assay.scoring.samples import Array, by_rank, first_step, scalar, stacked
+from assay.scoring.samples import Array, by_rank, device_of, first_step, scalar, stacked, tail_figure, world_of
+from assay.throughput import FINAL_STEPS, tgs
 
-FINAL_STEPS = 10  # the final loss is the mean over so many last steps: a single step's loss is mostly its batch
-_INTERVAL_BLOCKS = 20
 _MEASURED = {"phase": "measured"}
 _TAG_OPTIONS = ("seq_len", "global_batch", "micro_batch")
 
 
 def derive(files: list[RankFile], options: Mapping[str, Any], limits: list[Figure]) -> tuple[list[Figure], list[Curve]]:
     """Figures and curves of one training case."""
-    steps = stacked(by_rank(files, "step_time", _MEASURED))
-    if not steps.size:
+    ranks = by_rank(files, "step_time", _MEASURED)
+    world = world_of(files)
+    if not ranks:
         return [], _curves(files)
-    # Ranks march together: a step lasts as long as in the slowest rank.
-    slowest = steps.max(axis=0)
-    world = len(steps)
     tags = _tags(files, options, world)
-    tgs = _tgs(files, slowest, world)
+    if len(ranks) < world:
+        # A share of the ranks would still give a number, and a better one: TGS counts devices.
+        reason = f"only {len(ranks)} of {world} ranks recorded their steps"
+        return [Figure("tgs", "tokens/s/device", None, tags, better="higher", reason=reason)], _curves(files)
+    if len({len(times) for times in ranks.values()}) > 1:
+        reason = "ranks recorded different numbers of steps"
+        return [Figure("tgs", "tokens/s/device", None, tags, better="higher", reason=reason)], _curves(files)
+    steps = stacked(ranks)
+    slowest = steps.max(axis=0)  # a step is over when its slowest rank is
+    rate = _tgs(files, steps)
     figures = [
-        Figure("tgs", "tokens/s/device", tgs, tags, better="higher", reason=None if tgs else "no tokens recorded"),
-        _mfu(files, tgs, tags, limits),
+        Figure("tgs", "tokens/s/device", rate, tags, better="higher", reason=None if rate else "no tokens recorded"),
+        _mfu(files, rate, tags, limits),
         Figure("step_time_p50", "s", median_interval(slowest), tags, better="lower"),
     ]
-    for q in (95, 99):
-        tail = Estimate(
-            percentile(slowest, q), None, None, slowest.size, f"percentile of {slowest.size} steps, slowest rank"
-        )
-        figures.append(Figure(f"step_time_p{q}", "s", tail, tags, better="lower"))
+    figures += [tail_figure(f"step_time_p{q}", slowest, q, "slowest rank", tags) for q in (95, 99)]
     figures += [_final_loss(files, tags), *_perplexity(files, tags)]
     figures += [
         _largest(files, "peak_memory", "B", tags, "lower"),
@@ -58,36 +60,34 @@ def _tags(files: list[RankFile], options: Mapping[str, Any], world: int) -> dict
     return tags
 
 
-def _tgs(files: list[RankFile], slowest: Array, world: int) -> Estimate | None:
-    """TGS = tokens per sequence × global batch / (step time × devices), over all measured steps together (seed 002)."""
+def _tgs(files: list[RankFile], steps: Array) -> Estimate | None:
+    """TGS over all measured steps; its interval is that of the steps of the rank that took longest."""
     recorded = by_rank(files, "tokens", _MEASURED)
     if not recorded:
         return None
-    tokens = recorded[min(recorded)][: slowest.size]
-    length = max(1, slowest.size // _INTERVAL_BLOCKS)
-    count = slowest.size // length
-    blocks = slowest[: count * length].reshape(count, length).sum(axis=1)
-    spread = mean_of_batches(blocks, length)
-    value = float(tokens.sum() / slowest[: tokens.size].sum() / world)
-    per_step = float(tokens.mean()) / world
-    method = f"all tokens over all time of {slowest.size} steps; 95 % interval over {count} blocks of {length} steps"
-    if spread.low is None or spread.high is None:
-        return Estimate(value, None, None, slowest.size, method.partition(";")[0] + ", too few for an interval")
-    low, high = min(per_step / spread.high, value), max(per_step / spread.low, value)
-    return Estimate(value, low, high, slowest.size, method)
+    tokens = recorded[min(recorded)][: steps.shape[1]]
+    world, count = steps.shape
+    value = tgs(float(tokens.sum()), list(steps[:, : tokens.size]))
+    per_step = mean_of_batches(steps[steps.sum(axis=1).argmax()], 1)
+    method = f"all tokens over all time of {count} steps"
+    if per_step.low is None or per_step.high is None:
+        return Estimate(value, None, None, count, f"{method}; steps too few or too correlated for an interval")
+    tokens_per_device = float(tokens.mean()) / world
+    low, high = min(tokens_per_device / per_step.high, value), max(tokens_per_device / per_step.low, value)
+    return Estimate(value, low, high, count, f"{method}; {CONFIDENCE:.0%} interval over steps")
 
 
-def _mfu(files: list[RankFile], tgs: Estimate | None, tags: Mapping[str, Any], limits: list[Figure]) -> Figure:
+def _mfu(files: list[RankFile], rate: Estimate | None, tags: Mapping[str, Any], limits: list[Figure]) -> Figure:
     """MFU = TGS × model FLOPs per token / the measured GEMM ceiling per device; recomputation never counts."""
     flops, reason = scalar(files, "flops_per_token")
-    ceiling = find(limits, "gemm_rate", int(tags["world"]), str(tags.get("dtype")))
-    if tgs is None or flops is None or ceiling is None:
+    ceiling = find(limits, "gemm_rate", int(tags["world"]), device_of(files), str(tags.get("dtype")))
+    if rate is None or flops is None or ceiling is None:
         why = reason or (f"no measured GEMM ceiling in {tags.get('dtype')}" if ceiling is None else "no TGS")
         return Figure("mfu", "1", None, tags, better="higher", reason=why)
     factor = flops / ceiling[0]
-    low = tgs.low * factor if tgs.low is not None else None
-    high = tgs.high * factor if tgs.high is not None else None
-    estimate = Estimate(tgs.value * factor, low, high, tgs.samples, f"TGS × FLOPs per token / {ceiling[1]}")
+    low = rate.low * factor if rate.low is not None else None
+    high = rate.high * factor if rate.high is not None else None
+    estimate = Estimate(rate.value * factor, low, high, rate.samples, f"TGS × FLOPs per token / {ceiling[1]}")
     return Figure("mfu", "1", estimate, tags, better="higher", share=estimate.value, share_of=ceiling[1])
 
 

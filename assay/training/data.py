@@ -46,7 +46,10 @@ class DummyData:
     def train_row(self, position: int) -> NDArray[np.int64]:
         """Sample number `position`."""
         width = self.seq_len + 1
-        return (raw_bits(self.seed, "dummy tokens", position * width, width) % np.uint64(self.vocab)).astype(np.int64)
+        tokens: NDArray[np.uint64] = raw_bits(self.seed, "dummy tokens", position * width, width) % np.uint64(
+            self.vocab
+        )
+        return tokens.astype(np.int64)
 
     def held_out_row(self, index: int) -> NDArray[np.int64]:
         """A sample from a range of indices that training never reaches."""

@@ -1,6 +1,7 @@
 """What is written down of each step: records, a progress line a second, and the end of a run whose loss diverged."""
 
 import math
+from collections import deque
 from collections.abc import Mapping
 
 from assay.clock import now
@@ -9,13 +10,14 @@ from assay.options import PretrainOptions
 from assay.progress import progress_line
 from assay.ranks import Session
 from assay.recorder import Series
+from assay.throughput import FINAL_STEPS, tgs
 from assay.training.loop import learning_rate
 
 PROGRESS_SECONDS = 1.0
 
 
 class Journal:
-    """Takes each step as it ends. `step_times`: seconds of each measured step; `last_loss`: that of the latest step."""
+    """Takes each step as it ends. `step_times`: seconds of each measured step; `final_loss`: over the last ones."""
 
     def __init__(self, here: Session, options: PretrainOptions, tags: Mapping[str, str]) -> None:
         self._here = here
@@ -26,7 +28,7 @@ class Journal:
         self._measured = self._open("measured", options.warmup_steps, tags)
         self._next_line = 0.0
         self.step_times: list[float] = []
-        self.last_loss = math.nan
+        self._last: deque[float] = deque(maxlen=FINAL_STEPS)
 
     def _open(self, phase: str, first_step: int, tags: Mapping[str, str]) -> list[Series]:
         metrics = [("step_time", "s")]
@@ -37,10 +39,10 @@ class Journal:
 
     def add(self, step: int, seconds: float, loss: float, norm: float) -> None:
         """Record one step. Raises RunFailed, after recording it, if the loss is no number any more."""
-        self.last_loss = loss
         measured = step >= self._options.warmup_steps
         if measured:
             self.step_times.append(seconds)
+            self._last.append(loss)
         values = (seconds, loss, norm, learning_rate(step, self._options), float(self._tokens))
         # Ranks other than the first keep only the first series: step_time.
         for series, value in zip(self._measured if measured else self._warmup, values, strict=False):
@@ -62,12 +64,12 @@ class Journal:
         rate = self._tokens / seconds
         print(progress_line(done, self._total, f"loss {loss:.4f}, {rate:,.0f} tokens/s"), flush=True)
 
-    @property
-    def elapsed(self) -> float:
-        """Seconds of all measured steps together."""
-        return math.fsum(self.step_times)
+    def tgs(self) -> float:
+        """Tokens per device and second over all measured steps, of all ranks together. All ranks call it."""
+        elapsed = [float(str(one)) for one in self._here.world.gather(math.fsum(self.step_times))]
+        return tgs(float(self._tokens * len(self.step_times)), [[seconds] for seconds in elapsed])
 
     @property
-    def tgs(self) -> float:
-        """Tokens per device and second: all tokens of the measured steps over all their time."""
-        return self._tokens * len(self.step_times) / (self.elapsed * self._here.world.size)
+    def final_loss(self) -> float:
+        """Mean of the last losses, as the report gives it; nan before the first measured step."""
+        return math.fsum(self._last) / len(self._last) if self._last else math.nan

@@ -101,14 +101,13 @@ def evaluate(job: Job) -> float | None:
     if count == 0:
         return None
     job.module.eval()
-    total = torch.zeros((), dtype=torch.float64, device=job.device.torch_device)
+    sums: list[float] = []
     with torch.no_grad():
         for rows, kept in _held_out_batches(job, count):
-            total += next_token_losses(job.module, rows).mean(dim=1)[:kept].double().sum()
+            # Added on the host: not every device has float64.
+            sums += next_token_losses(job.module, rows).mean(dim=1)[:kept].tolist()
     job.module.train()
-    if job.world.size > 1:
-        dist.all_reduce(total)
-    return float(total) / count
+    return math.fsum(float(str(part)) for part in job.world.gather(math.fsum(sums))) / count
 
 
 def _held_out_batches(job: Job, count: int) -> Iterator[tuple[torch.Tensor, int]]:

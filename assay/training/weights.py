@@ -51,7 +51,8 @@ def draw(seed: int, name: str, start: int, count: int, std: float = INITIALIZER_
     total = (pairs & np.uint64(0xFFFFFFFF)) + (pairs >> np.uint64(32))
     centred = total.astype(np.int32) - np.int32(_CENTRE)
     # Integers below 2¹⁸ are exact in float32: the product is rounded once, alike on every machine.
-    return centred.astype(np.float32) * np.float32(std / _SIGMA)
+    scaled: NDArray[np.float32] = centred.astype(np.float32) * np.float32(std / _SIGMA)
+    return scaled
 
 
 def initialise(model: nn.Module, seed: int) -> None:
