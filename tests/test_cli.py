@@ -41,14 +41,17 @@ def test_reading_scoring_and_reporting_need_no_torch(tiny_run: Path, tmp_path: P
         assert done.returncode == 0, done.stderr
 
 
+def without_out(command: str) -> str:
+    return re.sub(r" --out=\S+", "", command)
+
+
 def test_the_plan_is_what_runs(tiny_run: Path, tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY)
     planned = assay("plan", "tiny.yaml", cwd=tmp_path).stdout
     for case in (tiny_run / "cases").iterdir():
         command = json.loads((case / "attempt-1/command.json").read_text())
-        started = " ".join(command["argv"][:-1]).replace(str(tiny_run), "")
         assert f"{case.name}: " in planned
-        assert re.search(re.escape(started.split(" --out ")[0]), planned)
+        assert without_out(" ".join(command["argv"])) in without_out(planned)
         for name, value in command["env"].items():
             assert f"{name}={value}" in planned
     assert not (tmp_path / "runs").exists()
@@ -83,6 +86,7 @@ def test_a_run_leaves_all_that_a_reader_needs(tiny_run: Path) -> None:
         (("run", "quick", "-o", "steps"), "-o steps: expected KEY=VALUE, for example -o steps=20"),
         (("run", "quick", "-o", "stesp=2"), "-o stesp: no case has the option 'stesp'; did you mean 'steps'?"),
         (("run", "--resume", "nowhere"), "nowhere: is no folder; give the run folder that `assay run` printed"),
+        (("plan", "s.yaml"), "profile 'loacl': no such file or shipped profile; did you mean 'local'?"),
         (("score", "."), "run.json: no such file or directory; is this a run folder of assay?"),
         (("report", "nowhere"), "nowhere: is no folder; give the run folder that `assay run` printed"),
         (("baseline", "record", "nowhere"), "nowhere: is no folder; give the run folder that `assay run` printed"),
@@ -91,10 +95,13 @@ def test_a_run_leaves_all_that_a_reader_needs(tiny_run: Path) -> None:
 def test_bad_input_is_one_sentence_exit_code_2_and_nothing_written(
     tmp_path: Path, args: tuple[str, ...], said: str
 ) -> None:
+    if "s.yaml" in args:
+        (tmp_path / "s.yaml").write_text(TINY.replace("name: tiny", "name: tiny\nprofile: loacl"))
+    before = sorted(tmp_path.iterdir())
     done = assay(*args, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [f"assay: error: {said}"]
-    assert list(tmp_path.iterdir()) == []
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_taken_port_is_one_sentence(tmp_path: Path) -> None:
@@ -168,3 +175,66 @@ def test_the_wheel_ships_scripts_suites_and_data_under_one_name(tmp_path: Path) 
         [sys.executable, "-m", "assay", "list"], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
     )
     assert "a100-80g" in listed.stdout
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"kind":"block","metric":"gemm_time","unit":"s","samples":[1.0],"t":[0,0],"tags":{}}',
+        '{"kind":"block","metric":"gemm_time","unit":"s","samples":[0.0],"t":[0,0],"tags":{"loaded":"alone","ranks":1,"work":1,"begun":0}}',
+        '{"kind":"block","metric":"batch_time","unit":"s","samples":[1.0],"t":[0,0],"tags":{"op":"all_sum","bytes":1,"world":2,"calls":1}}',
+        '{"kind":"block","metric":"batch_time","unit":"s","samples":[1.0],"t":[0,0],"tags":{"op":"pt2pt","bytes":null,"world":"x","calls":1}}',
+        '{"kind":"block","metric":"step_time","unit":"s","samples":[[1],[2]],"t":[0,0],"tags":{"phase":"measured"}}',
+        '{"kind":"block","metric":"loss","unit":"1","samples":[' + "9" * 400 + '],"t":[0,0],"tags":{}}',
+        "[" * 100_000,
+    ],
+    ids=["no tags", "zero seconds", "unknown op", "odd tags", "nested", "huge", "deep"],
+)  # fmt: skip
+def test_records_that_make_no_sense_cost_nothing_else(tiny_run: Path, tmp_path: Path, line: str) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    for case in ("limits-2", "comms", "train"):
+        with (run / f"cases/{case}/attempt-1/rank-00000.jsonl").open("a") as file:
+            file.write(line + "\n")
+    done = assay("report", run, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "busbw" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ('{"schema": "assay-run/1", "suite": {}, "cases": null}', "key 'cases' should be a list of names"),
+        ('{"schema": "assay-run/1", "suite": null, "cases": []}', "key 'suite' should be a mapping"),
+        ('{"schema": "assay-run/1", "suite": {}, "cases": ["../../etc"]}', "key 'cases' should be a list of names"),
+    ],
+)
+def test_a_run_document_that_makes_no_sense_is_one_sentence(tmp_path: Path, document: str, said: str) -> None:
+    (tmp_path / "run.json").write_text(document)
+    for args in (("report", "."), ("run", "--resume", ".")):
+        done = assay(*args, cwd=tmp_path)
+        assert done.returncode == 2, done.stderr
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_lost_rank_files_are_doubted_and_never_make_a_figure_better(tiny_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    (run / "cases/train/attempt-1/rank-00001.jsonl").unlink()
+    for rank in (0, 1):
+        (run / f"cases/comms/attempt-1/rank-0000{rank}.jsonl").unlink()
+    (run / "cases/comms/case.json").unlink()
+    assert assay("report", run, cwd=tmp_path).returncode == 0
+    report = (run / "report.md").read_text()
+    assert "1 of 2 ranks have records" in report
+    assert "0 of 2 ranks have records" in report
+    assert "only 1 of 2 ranks recorded their steps" in report
+
+
+def test_a_report_of_a_folder_that_cannot_be_written_goes_elsewhere(tiny_run: Path, tmp_path: Path) -> None:
+    done = assay("report", tiny_run, "--out", tmp_path, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "report.html").exists()
+    refused = assay("report", tiny_run, "--out", "/proc", cwd=tmp_path)
+    assert refused.returncode == 1
+    assert "give another folder" in refused.stderr
+    assert "Traceback" not in refused.stderr

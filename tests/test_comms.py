@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from assay.bandwidth import busbw
-from assay.collectives import OPERATIONS, Buffers, Setting, check, fill
+from assay.collectives import OPERATIONS, Buffers, Setting, check, fill, pattern
 from assay.record import read_rank_file
 from assay.scoring.comms import derive
 from tests.conftest import torchrun
@@ -143,3 +143,35 @@ def test_large_buffers_are_sampled_and_say_so() -> None:
     assert found.looked_at < found.total
     swap_halves(buffers.received)
     assert check(OPERATIONS["all_reduce"], here, buffers).wrong > found.looked_at // 2
+
+
+@pytest.mark.parametrize(("dtype", "world"), [(torch.bfloat16, 512), (torch.float16, 4096), (torch.uint8, 300)])
+def test_the_check_stays_exact_where_the_dtype_cannot_count_the_ranks(dtype: torch.dtype, world: int) -> None:
+    here = Setting(1, world, (0, 1), dtype, torch.device("cpu"), seed=1)
+    operation = OPERATIONS["all_reduce"]
+    buffers = operation.allocate(here, 512)
+    total = operation.expected(here, 512, torch.arange(512))
+    assert (total.to(dtype).to(torch.int64) == total).all(), "every sum is a number that the dtype holds exactly"
+    buffers.received.copy_(total.to(dtype))
+    assert check(operation, here, buffers).wrong == 0
+    own = pattern(here, 1, torch.arange(512))
+    assert own.sum() > 0
+    buffers.received.copy_((total - own).to(dtype))
+    assert check(operation, here, buffers).wrong > 100, "a rank that was left out is seen"
+    buffers.received.zero_()
+    assert check(operation, here, buffers).wrong > 400
+
+
+def test_records_of_two_runs_are_never_mixed(tmp_path: Path) -> None:
+    args = ("--ops", "pt2pt", "--size", "1KiB", "--budget", "0.01", "--out", tmp_path)
+    assert torchrun(2, "comms/bench.py", *args).returncode == 0
+    again = torchrun(2, "comms/bench.py", *args)
+    assert again.returncode != 0
+    assert f"--out {tmp_path}: holds records of another run already; give a new folder" in again.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence() -> None:
+    done = torchrun(2, "comms/bench.py", "--ops", "pt2pt", "--size", "1KiB", "--out", "/proc/nowhere")
+    assert done.returncode != 0
+    assert "--out /proc/nowhere: cannot be written" in done.stderr
+    assert 'File "/' not in done.stderr.partition("--out /proc/nowhere")[0]

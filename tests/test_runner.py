@@ -89,7 +89,18 @@ def results(run: Path) -> dict[str, list[tuple[str, tuple[str, ...]]]]:
     return found
 
 
+PHASES = ("attempt-*", "attempt-*/rank-*.jsonl", "attempt-*/status.json")
+
+
+def wait_for_next(run: Path, phase: str, runner: "subprocess.Popen[str]") -> bool:
+    """Return when one more file of `phase` has appeared in any case, or the runner has ended; whether one did."""
+    before = set((run / "cases").glob(f"*/{phase}"))
+    wait_for(lambda: runner.poll() is not None or set((run / "cases").glob(f"*/{phase}")) != before, 60, phase)
+    return set((run / "cases").glob(f"*/{phase}")) != before
+
+
 def kill_and_resume(folder: Path, kills: int, seed: int) -> None:
+    """Kill the runner around the moments at which the folder changes: a random phase, then a random split second."""
     reference_folder = folder / "reference"
     reference_folder.mkdir()
     (reference_folder / "s.yaml").write_text(KILLABLE)
@@ -99,8 +110,12 @@ def kill_and_resume(folder: Path, kills: int, seed: int) -> None:
     moments = random.Random(seed)
     runner = start(folder, KILLABLE)
     run = the_run(folder)
-    for _ in range(kills):
-        time.sleep(moments.uniform(0.0, 5.0))
+    met = set()
+    for number in range(kills):
+        phase = PHASES[number % len(PHASES)]
+        if wait_for_next(run, phase, runner):
+            met.add(phase)
+        time.sleep(moments.uniform(0.0, 0.2))
         runner.kill()
         runner.wait()
         with (folder / "console.txt").open("a") as console:
@@ -108,7 +123,8 @@ def kill_and_resume(folder: Path, kills: int, seed: int) -> None:
             runner = subprocess.Popen(argv, cwd=folder, env=environment(), stdout=console, stderr=console, text=True)
     assert runner.wait(120) == 0, (folder / "console.txt").read_text()
     assert results(run) == reference, "the same set of results, each once"
-    assert processes_of(run) == []
+    assert met == set(PHASES), "the kills hit every phase"
+    wait_for(lambda: processes_of(run) == [], 10, "every process of the run to end")
     assert "Traceback" not in (folder / "console.txt").read_text()
 
 
@@ -134,6 +150,19 @@ def test_ranks_die_with_a_killed_runner(tmp_path: Path) -> None:
     assert status(run / "cases/first/attempt-1")["state"] == "passed"
 
 
+@pytest.mark.parametrize("pause", [0.3, 1.0, 2.0])
+def test_ranks_that_still_import_die_when_their_lifeline_is_killed(tmp_path: Path, pause: float) -> None:
+    runner = start(tmp_path, SLOW.replace("LIMIT", "100"))
+    run = the_run(tmp_path)
+    wait_for(lambda: (run / "cases/long/attempt-1/command.json").exists(), 60, "the launch")
+    time.sleep(pause)
+    (lifeline,) = psutil.Process(runner.pid).children()
+    lifeline.kill()
+    assert runner.wait(60) == 1
+    assert processes_of(run) == []
+    assert status(run / "cases/long/attempt-1")["state"] == "failed"
+
+
 def test_ranks_die_even_when_their_lifeline_is_killed(tmp_path: Path) -> None:
     runner = start(tmp_path, SLOW.replace("LIMIT", "100"))
     run = the_run(tmp_path)
@@ -145,11 +174,12 @@ def test_ranks_die_even_when_their_lifeline_is_killed(tmp_path: Path) -> None:
     assert status(run / "cases/long/attempt-1")["state"] == "failed"
 
 
-def test_ctrl_c_leaves_a_true_state_and_says_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_or_a_scheduler_leaves_a_true_state_and_says_how_to_go_on(tmp_path: Path, stop: signal.Signals) -> None:
     runner = start(tmp_path, SLOW.replace("LIMIT", "100"))
     run = the_run(tmp_path)
     wait_for_ranks(run / "cases/long/attempt-1", 2)
-    runner.send_signal(signal.SIGINT)
+    runner.send_signal(stop)
     assert runner.wait(30) == 130
     assert processes_of(run) == []
     found = status(run / "cases/long/attempt-1")
@@ -188,7 +218,7 @@ def test_a_rank_that_dies_is_a_failed_case_and_the_next_case_runs(tmp_path: Path
     assert runner.wait(90) == 1
     found = status(run / "cases/long/attempt-1")
     assert found["state"] == "failed"
-    assert found["reason"]
+    assert found["reason"] == "rank 1 was killed by signal 9 (SIGKILL: by hand, or by the kernel when memory ran out)"
     assert status(run / "cases/last/attempt-1")["state"] == "passed"
     assert processes_of(run) == []
 

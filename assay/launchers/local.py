@@ -127,29 +127,31 @@ def run(command: Command, attempt: Path, limit: float, keep_fd: int | None, on_l
 
 
 class _Told:
-    """What stderr says about a failure: the first sentence of a rank of ours, and which rank torchrun saw fail first."""
+    """What stderr says about a failure: the first sentence of a rank of ours, and the first rank that a signal ended.
+
+    torchrun lists every rank's end. Those that it ended itself have SIGTERM, so another signal came from outside; its
+    own "root cause" goes by the second and may name a rank that only lost its peer.
+    """
 
     def __init__(self) -> None:
         self._sentences: list[str] = []
-        self._in_root_cause = False
         self._rank = ""
-        self._killed: str | None = None
+        self._killed: list[str] = []
 
     def hear(self, line: str) -> None:
         """Take one line of stderr."""
         if line.startswith(SENTENCE_MARK):
             self._sentences.append(line.removeprefix(SENTENCE_MARK).strip())
-        elif line.startswith("Root Cause (first observed failure)"):
-            self._in_root_cause = True
-        elif self._in_root_cause and (match := re.match(r"\s+rank\s+: (\d+)", line)):
+        elif match := re.match(r"\s+rank\s+: (\d+) \(local_rank", line):
             self._rank = match[1]
-        elif self._in_root_cause and (match := re.match(r"\s+exitcode\s+: -(\d+)", line)):
-            self._killed = f"rank {self._rank} was killed by signal {match[1]} ({_signal_name(int(match[1]))})"
+        elif (match := re.match(r"\s+exitcode\s+: -(\d+) \(pid", line)) and int(match[1]) != signal.SIGTERM:
+            name = _signal_name(int(match[1]))
+            self._killed.append(f"rank {self._rank} was killed by signal {match[1]} ({name})")
 
     @property
     def sentence(self) -> str | None:
         """Why it failed. A rank that was killed says nothing, and its peers' complaints are only the consequence."""
-        return self._killed or (self._sentences[0] if self._sentences else None)
+        return next(iter([*self._killed, *self._sentences]), None)
 
 
 def _signal_name(number: int) -> str:

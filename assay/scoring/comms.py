@@ -27,7 +27,8 @@ def _measured(files: Sequence[RankFile]) -> list[dict[str, Any]]:
     for file in files:
         for block in file.blocks:
             tags = {key: block.tags.get(key) for key in _KEYS}
-            if block.metric == "batch_time" and tags["op"] in COLLECTIVES:
+            countable = all(isinstance(tags[key], int) and int(tags[key] or 0) > 0 for key in ("bytes", "world"))
+            if block.metric == "batch_time" and tags["op"] in COLLECTIVES and countable:
                 seen.setdefault(tuple(tags.values()), tags)
     return list(seen.values())
 
