@@ -22,7 +22,7 @@ def render_markdown(result: RunResult) -> str:
         f"**{escape(top.headline)}.** {escape(top.doubts)}.",
     ]
     blocks += [
-        f"- **{escape(item.case)}** {escape(item.state)}: {escape(item.reason)} {escape(item.advice)}".rstrip()
+        f"- **{escape(item.case)}** {escape(item.state)}: {escape(item.reason)}{f' – {escape(item.advice)}' if item.advice else ''}"
         for item in top.troubles
     ]
     if top.scores:

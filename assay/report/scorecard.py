@@ -8,9 +8,13 @@ from assay.scoring.result import Scorecard, Section
 from assay.units import format_si
 
 
-def score_tables(card: Scorecard) -> list[Table]:
-    """One table per section, for `rich.console.Console.print`."""
-    return [_table(card, section) for section in card.sections]
+def score_tables(card: Scorecard) -> list[Table | Text]:
+    """One table per section (a sentence for one without rows), for `rich.console.Console.print`."""
+    return [_table(card, section) if section.rows else _sentence(card, section) for section in card.sections]
+
+
+def _sentence(card: Scorecard, section: Section) -> Text:
+    return Text(f"{section.title}: NA, {section.note} (profile {line(card.profile)}); {line(card.baseline_source)}")
 
 
 def _table(card: Scorecard, section: Section) -> Table:
