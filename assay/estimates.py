@@ -86,7 +86,9 @@ def _block_medians(samples: NDArray[np.float64], length: int) -> NDArray[np.floa
 
 def _lag1(values: NDArray[np.float64]) -> float:
     # Ranks instead of values: one outlier must not hide the correlation of all the others.
-    ranks = np.argsort(np.argsort(values)).astype(np.float64)
+    # Equal values share a rank, or a coarse clock's ties would look like a trend.
+    _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(sizes) - sizes / 2)[group]
     centred = ranks - ranks.mean()
     spread = float(centred @ centred)
     return float(centred[1:] @ centred[:-1]) / spread if spread else 0.0

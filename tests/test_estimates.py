@@ -36,9 +36,17 @@ def test_the_order_statistics_hold_the_median_with_at_least_the_confidence(n: in
 
 
 def test_six_samples_are_the_fewest_for_95_percent() -> None:
-    assert median_interval([1, 2, 3, 4, 5]).low is None
-    six = median_interval([1, 2, 3, 4, 5, 6])
+    assert median_interval([3, 1, 5, 2, 4]).low is None
+    six = median_interval([3, 1, 6, 2, 5, 4])
     assert (six.low, six.high) == (1, 6)
+
+
+def test_a_trend_has_no_interval_and_ties_are_no_trend() -> None:
+    trend = median_interval(range(40))
+    assert trend.low is None
+    assert "too correlated" in trend.method
+    assert median_interval([1.0] * 20 + [1.0, 2.0] * 10).low is not None
+    assert median_interval([5.0] * 8).half_width == 0
 
 
 def lognormal(generator: np.random.Generator, n: int) -> NDArray[np.float64]:
