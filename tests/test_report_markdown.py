@@ -42,7 +42,7 @@ def test_it_holds_the_facts_of_the_page() -> None:
     for words in (
         "# Benchmark report: quick",
         "**3 of 5 cases passed, 1 failed, 1 not finished.**",
-        "rank 3: the loss became NaN at step 17 Lower --learning-rate",
+        "rank 3: the loss became NaN at step 17 – Lower --learning-rate",
         "| GEMM rate<br>loaded alone, 1 rank | 413 GFLOP/s<br>\\[408, 415\\] | 50 | best of 5 windows |",
         "NA<br>the device does not report its peak memory",
         "NA<br>out of memory at 256 MiB",
