@@ -4,7 +4,7 @@ import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, Optional
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -27,13 +27,13 @@ MOST_SENTENCES = 8  # a file that is no suite at all would otherwise be complain
 SuiteArgument = Annotated[str, typer.Argument(help="suite file, or the name of a shipped suite")]
 RunArgument = Annotated[Path, typer.Argument(help="run folder, as `assay run` printed it")]
 Overrides = Annotated[
-    Optional[list[str]],  # noqa: UP045 - typer reads the annotation at run time
+    list[str] | None,
     typer.Option(
         "-o", "--option", metavar="KEY=VALUE", help="change an option of all cases, or of one: case.option=value"
     ),
 ]
-ProfileOption = Annotated[Optional[str], typer.Option(help="scoring profile: a shipped name or a file")]  # noqa: UP045
-BaselineOption = Annotated[Optional[str], typer.Option(help="baseline: a shipped name or a file")]  # noqa: UP045
+ProfileOption = Annotated[str | None, typer.Option(help="scoring profile: a shipped name or a file")]
+BaselineOption = Annotated[str | None, typer.Option(help="baseline: a shipped name or a file")]
 
 
 def _say_version(wanted: bool) -> None:
@@ -53,9 +53,9 @@ def top(
 
 @app.command()
 def run(
-    suite: Annotated[Optional[str], typer.Argument(help="suite file, or the name of a shipped suite")] = None,  # noqa: UP045
+    suite: Annotated[str | None, typer.Argument(help="suite file, or the name of a shipped suite")] = None,
     option: Overrides = None,
-    resume: Annotated[Optional[Path], typer.Option(help="finish this run folder instead of making a new one")] = None,  # noqa: UP045
+    resume: Annotated[Path | None, typer.Option(help="finish this run folder instead of making a new one")] = None,
     out: Annotated[Path, typer.Option(help="folder that the run folder is made in")] = Path("runs"),
 ) -> None:
     """Run a suite (or finish one), score it and write its report."""
@@ -132,7 +132,7 @@ def report(
     path: RunArgument,
     profile: ProfileOption = None,
     baseline: BaselineOption = None,
-    out: Annotated[Optional[Path], typer.Option(help="folder to write into [the run folder]")] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Option(help="folder to write into [the run folder]")] = None,
 ) -> None:
     """Write report.html and report.md into a run folder (or another) and print a summary."""
     from rich.console import Console
@@ -147,7 +147,7 @@ def report(
 @baseline_app.command("record")
 def baseline_record(
     path: RunArgument,
-    out: Annotated[Optional[Path], typer.Option(help="file to write [<run>/baseline.yaml]")] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Option(help="file to write [<run>/baseline.yaml]")] = None,
 ) -> None:
     """Make a baseline of a run, for `assay score OTHER --baseline FILE`."""
     import yaml
