@@ -162,7 +162,10 @@ def _signal_name(number: int) -> str:
 
 def collect_stacks(attempt: Path, ancestor: int) -> list[Path]:
     """Ask every rank below `ancestor` that announced itself in `attempt` for its stacks; the files that hold some then."""
-    below = {process.pid for process in psutil.Process(ancestor).children(recursive=True)}
+    try:
+        below = {process.pid for process in psutil.Process(ancestor).children(recursive=True)}
+    except psutil.NoSuchProcess:
+        return []  # it ended in the very moment of the time limit
     files = []
     for path in sorted(attempt.glob("stacks-rank-*.pid-*.txt")):
         pid = int(path.stem.rpartition("pid-")[2])
