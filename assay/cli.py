@@ -57,12 +57,13 @@ def run(
     option: Overrides = None,
     resume: Annotated[Path | None, typer.Option(help="finish this run folder instead of making a new one")] = None,
     out: Annotated[Path, typer.Option(help="folder that the run folder is made in")] = Path("runs"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="measure the ceilings anew, even if lately measured")] = False,
 ) -> None:
     """Run a suite (or finish one), score it and write its report."""
     from rich.console import Console
 
     from assay.console import ConsoleWatcher
-    from assay.runner import create_run, new_run_path, resume_run, run_cases
+    from assay.runner import create_run, examine, new_run_path, resume_run, run_cases
 
     if (suite is None) == (resume is None):
         raise BadInput("give a suite, or --resume with a run folder; not both")
@@ -78,8 +79,13 @@ def run(
     console = Console(soft_wrap=True)
     console.print(f"run folder: {folder.path}", markup=False, highlight=False)
     try:
+        if cases.file.doctor:
+            console.print("looking whether this machine is fit to be measured …", markup=False, highlight=False)
+        checkup = examine(folder, cases)
+        if checkup is not None:
+            console.print(f"{checkup.sentence} More: assay doctor", markup=False, highlight=False)
         with ConsoleWatcher(console) as watcher:
-            passed = run_cases(folder, cases, watcher)
+            passed = run_cases(folder, cases, watcher, fresh=fresh)
     except KeyboardInterrupt:
         print(f"interrupted; what was measured is kept, go on with: assay run --resume {folder.path}", file=sys.stderr)
         raise SystemExit(INTERRUPTED_EXIT) from None
@@ -162,6 +168,30 @@ def baseline_record(
     except OSError as error:
         raise BadInput(f"{file}: {(error.strerror or str(error)).lower()}; give another --out") from error
     print(f"{len(document['figures'])} figures in {file}; use it with: assay score RUN --baseline {file}")
+
+
+@app.command()
+def doctor(
+    device: Annotated[str, typer.Option(help="auto, cpu, or any device of torch.accelerator")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="print the whole checkup as JSON")] = False,
+) -> None:
+    """Say whether this machine is fit to be measured, and how small a difference can be decided on it.
+
+    Exit code 1 if it is unfit.
+    """
+    import json
+
+    from rich.console import Console
+
+    from assay.doctor.checkup import examine
+    from assay.doctor.screen import render
+
+    checkup = examine(Path(), device)
+    if as_json:
+        print(json.dumps(checkup.document(), indent=2, ensure_ascii=False))
+    else:
+        Console(soft_wrap=True).print(render(checkup))
+    raise typer.Exit(RUN_FAILED_EXIT if checkup.verdict == "unfit" else 0)
 
 
 @app.command()

@@ -7,7 +7,9 @@ cuda, xpu, npu, mlu, musa, hpu and the rest arrive here under their own names. t
 import resource
 import sys
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import psutil
 
 from assay.errors import BadInput
 from assay.machine import cpu_model
@@ -18,6 +20,13 @@ if TYPE_CHECKING:
 
 # Accelerators whose ranks cannot talk to each other: `auto` passes them by, so that the whole suite runs on one device.
 _WITHOUT_COLLECTIVES = {"mps"}
+
+
+class Memory(NamedTuple):
+    """Bytes of a device's memory; None where the driver does not tell."""
+
+    free: int | None
+    total: int | None
 
 
 class Device(Protocol):
@@ -41,6 +50,9 @@ class Device(Protocol):
 
     def synchronize(self) -> None:
         """Return when all work that was enqueued on the device is done."""
+
+    def memory(self) -> Memory:
+        """What is free now and what there is."""
 
     def peak_memory(self) -> int | None:
         """Most bytes in use since the start or the last reset; None if the device cannot tell."""
@@ -69,6 +81,11 @@ class HostDevice:
 
     def synchronize(self) -> None:
         """Nothing is outstanding."""
+
+    def memory(self) -> Memory:
+        """The host's memory that can be had without swapping, and all of it."""
+        memory = psutil.virtual_memory()
+        return Memory(memory.available, memory.total)
 
     def peak_memory(self) -> int | None:
         """Peak resident set in bytes (the kernel counts KiB, macOS bytes)."""
@@ -104,6 +121,11 @@ class Accelerator:
         import torch
 
         torch.accelerator.synchronize(self.index)
+
+    def memory(self) -> Memory:
+        """What the driver tells, through torch's module of the device."""
+        ask = getattr(self._module, "mem_get_info", None)
+        return Memory(*map(int, ask(self.index))) if ask else Memory(None, None)
 
     def peak_memory(self) -> int | None:
         """Peak of the caching allocator in bytes, None where the backend has no such count."""

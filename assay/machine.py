@@ -1,5 +1,6 @@
 """Inventory of the host and its software, without torch: what a reader needs to judge a figure."""
 
+import hashlib
 import os
 import platform
 import re
@@ -68,6 +69,18 @@ def code() -> dict[str, str | None]:
     return {**about, "untracked": untracked}
 
 
+def source_digest() -> str:
+    """SHA-256 of this suite's own sources: tells two versions apart in a checkout and in a wheel, committed or not."""
+    import assay
+
+    folder = Path(assay.__file__).resolve().parent
+    scripts = folder.parent if (folder.parent / "pyproject.toml").exists() else folder
+    digest = hashlib.sha256()
+    for path in sorted({*folder.rglob("*.py"), *(scripts / "specs").glob("*.py")}):
+        digest.update(f"{path.relative_to(scripts)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
 def cpu_model() -> str:
     """The processor's marketing name, or the architecture where the system does not tell it."""
     try:
@@ -82,6 +95,29 @@ def cpu_model() -> str:
 def usable_cores() -> int:
     """Cores that this process may run on (affinity), at least 1."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1
+
+
+def last_level_cache() -> int | None:
+    """Bytes of the largest cache of the first processor, None where the system does not tell. Other cores may share it."""
+    sizes = []
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        match = re.fullmatch(r"(\d+)([KM]?)", file.read_text().strip())
+        if match:
+            sizes.append(int(match[1]) * {"": 1, "K": 1 << 10, "M": 1 << 20}[match[2]])
+    return max(sizes, default=None)
+
+
+def accelerators() -> list[str]:
+    """PCI address and vendor:device of every display or accelerator on the bus; no driver and no torch is asked."""
+    found = []
+    for folder in sorted(Path("/sys/bus/pci/devices").glob("*")):
+        try:
+            kind, vendor, product = ((folder / name).read_text().strip() for name in ("class", "vendor", "device"))
+        except OSError:
+            continue
+        if kind.startswith(("0x03", "0x12")):
+            found.append(f"{folder.name} {vendor}:{product}")
+    return found
 
 
 def clock_id() -> str:

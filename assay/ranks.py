@@ -29,6 +29,7 @@ from assay.options.base import ScriptOptions
 from assay.placement import Placement, placement, rendezvous_environment
 from assay.record import Header
 from assay.recorder import Recorder
+from assay.sensors.sidecar import Sidecar, start_sidecar
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined] # documented, but re-exported implicitly
@@ -98,27 +99,31 @@ def session(options: ScriptOptions, script: str) -> Iterator[Session]:
     joined = False
     place: Placement | None = None
     recorder: Recorder | None = None
+    sidecar: Sidecar | None = None
     try:
         place = placement(os.environ)
         _check_world(options, place)
         device = open_device(options.device, place.local_rank)
         backend = options.backend if options.backend != "auto" else default_backend(device)
         stacks = _answer_stack_requests(options.out, place.rank)
+        # Now, so that it has come up by the time that the ranks have found each other.
+        sidecar = start_sidecar(options.out, place, device.type, device.name, os.environ)
         world = _join(place, backend, device, options.join_timeout)
         joined = True
         recorder = _open_recorder(options.out, script, world, device)
         yield Session(world, device, recorder)
+        sidecar.stop(recorder)
         recorder.close()
         _leave(joined)
         if stacks:
             stacks.close()
     except KeyboardInterrupt:
-        _end(INTERRUPTED_EXIT, "interrupted", place, recorder, joined)
+        _end(INTERRUPTED_EXIT, "interrupted", place, recorder, sidecar, joined)
     except AssayError as error:
-        _end(error.exit_code, str(error), place, recorder, joined)
+        _end(error.exit_code, str(error), place, recorder, sidecar, joined)
     except Exception as error:
         traceback.print_exc()
-        _end(RUN_FAILED_EXIT, f"{type(error).__name__}: {first_line(str(error))}", place, recorder, joined)
+        _end(RUN_FAILED_EXIT, f"{type(error).__name__}: {first_line(str(error))}", place, recorder, sidecar, joined)
 
 
 def first_line(text: str) -> str:
@@ -127,11 +132,20 @@ def first_line(text: str) -> str:
     return line if len(line) <= 300 else line[:297] + "..."
 
 
-def _end(code: int, sentence: str, place: Placement | None, recorder: Recorder | None, joined: bool) -> None:
+def _end(
+    code: int,
+    sentence: str,
+    place: Placement | None,
+    recorder: Recorder | None,
+    sidecar: Sidecar | None,
+    joined: bool,
+) -> None:
     if recorder is not None:
         with contextlib.suppress(AssayError):  # the disk that refuses may be the error being told
-            recorder.close()
+            recorder.flush()
     print(f"{SENTENCE_MARK}rank {place.rank if place else '?'}: {sentence}", file=sys.stderr, flush=True)
+    if sidecar is not None:
+        sidecar.stop(recorder)
     _leave(joined)
     sys.stdout.flush()
     # Threads of a backend may keep a broken process alive for minutes; all that matters is written by now.

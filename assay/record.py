@@ -9,10 +9,12 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+# numpy is imported when samples are read: who only writes records (the sensors' sidecar) starts without it.
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 SCHEMA = "assay-record/1"
 
@@ -58,7 +60,7 @@ class Block:
 
     metric: str
     unit: str
-    samples: NDArray[np.float64]
+    samples: "NDArray[np.float64]"
     tags: Tags = field(default_factory=dict)
     first_step: int | None = None
     t_first: float = 0.0
@@ -199,7 +201,9 @@ def _decode_block(data: dict[str, Any]) -> Block:
     )
 
 
-def _samples(raw: list[Any]) -> NDArray[np.float64]:
+def _samples(raw: list[Any]) -> "NDArray[np.float64]":
+    import numpy as np
+
     # The common case, numbers only, is left to numpy; words and nulls are rare.
     if not any(isinstance(value, str | list | dict) or value is None for value in raw):
         return np.asarray(raw, dtype=np.float64)

@@ -7,9 +7,11 @@ from assay.errors import RunFailed
 from assay.report.html import render_html
 from assay.report.markdown import render_markdown
 from assay.scoring.baseline import load_baseline, load_profile
+from assay.scoring.datasheet import PEAK_UNITS, find_datasheet, peak
 from assay.scoring.reading import read_run
 from assay.scoring.result import RunResult
 from assay.scoring.score import score_run
+from assay.scoring.specifications import SCRIPT, parameter_rows
 
 DEFAULT_PROFILE = "local"
 
@@ -22,7 +24,24 @@ def evaluate(path: Path, profile: str | None = None, baseline: str | None = None
     result = read_run(path)
     chosen = load_profile(profile or result.document.get("suite", {}).get("profile") or DEFAULT_PROFILE)
     against = baseline or chosen.baseline
-    return replace(result, scorecard=score_run(result, chosen, load_baseline(against) if against else None))
+    standard = load_baseline(against) if against else None
+    sheet = next((found for name in _device_names(result) if (found := find_datasheet(name))), None)
+    return replace(
+        result,
+        scorecard=score_run(result, chosen, standard),
+        parameters=parameter_rows(
+            result.cases,
+            standard.specifications if standard else {},
+            {key: value for key in PEAK_UNITS if (value := peak(sheet, key)) is not None} if sheet else {},
+        ),
+        datasheet=" ".join(filter(None, (sheet.name + ":", f"{sheet.source}, {sheet.date}.", sheet.note)))
+        if sheet
+        else None,
+    )
+
+
+def _device_names(result: RunResult) -> list[str]:
+    return [str(case.about["device_name"]) for case in result.cases if case.script == SCRIPT and case.about]
 
 
 def write_report(result: RunResult, folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 runs/<run>/run.json                       resolved suite, code, versions, environment, machine
           /runner.lock                    who owns the folder
+          /doctor.json                    whether the machine was fit to be measured
           /cases/<case>/case.json         resolved case
                        /attempt-<k>/      command.json, stdout.log, stderr.log, status.json, rank-*.jsonl
 """
@@ -30,7 +31,7 @@ State = Literal["passed", "failed", "timeout", "skipped"]
 
 @dataclass(frozen=True)
 class Status:
-    """How an attempt ended. phase: launch, run, records or interrupted. advice: what to do about it."""
+    """How an attempt ended. phase: launch, run, records, interrupted, or reused (nothing was launched). advice: what to do about it."""
 
     state: State
     phase: str
@@ -253,6 +254,18 @@ class RunDir:
             os.ftruncate(self._lock_fd, 0)
             os.close(self._lock_fd)
             self._lock_fd = None
+
+    def checkups(self) -> list[dict[str, Any]]:
+        """What the doctor found before the run, and before it was resumed; a file that holds no such thing is left out."""
+        try:
+            found = read_document(self.path / "doctor.json").get("checkups")
+        except BadInput:
+            return []
+        return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+
+    def add_checkup(self, checkup: Mapping[str, Any]) -> None:
+        """Keep one more. Raises RunFailed if the disk refuses."""
+        write_document(self.path / "doctor.json", {"checkups": [*self.checkups(), dict(checkup)]})
 
     def write_status(self, attempt: Path, status: Status) -> None:
         """Close an attempt with its status."""

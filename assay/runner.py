@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from assay import machine
+from assay import ceiling_cache, machine
+from assay.doctor import checkup as doctor
+from assay.doctor.checkup import Checkup
 from assay.errors import RunFailed
 from assay.launchers import local
 from assay.progress import parse_progress
@@ -86,8 +88,23 @@ def resume_run(path: Path) -> tuple[RunDir, Suite]:
     return run, suite
 
 
-def run_cases(run: RunDir, suite: Suite, watcher: Watcher) -> bool:
+def examine(run: RunDir, suite: Suite) -> Checkup | None:
+    """Whether the machine is fit to be measured; kept in the run folder. None if the suite does not want to know.
+
+    Raises KeyboardInterrupt on Ctrl-C and RunFailed when the folder cannot be written.
+    """
+    if not suite.file.doctor:
+        return None
+    devices = {case.options.device for case in suite.cases}
+    checkup = doctor.examine(run.path, devices.pop() if len(devices) == 1 else "auto")
+    run.add_checkup(checkup.document())
+    return checkup
+
+
+def run_cases(run: RunDir, suite: Suite, watcher: Watcher, *, fresh: bool = False) -> bool:
     """Run every case that has not passed; whether all have passed in the end.
+
+    fresh: measure ceilings anew even where lately measured ones are kept.
 
     Raises KeyboardInterrupt on Ctrl-C and RunFailed when the folder cannot be written, both with the folder in a true
     state: whatever had ended has its status, and whatever was under way is marked or runs again.
@@ -104,13 +121,27 @@ def run_cases(run: RunDir, suite: Suite, watcher: Watcher) -> bool:
             write_document(folder.path / "case.json", case.document())
             attempt = folder.new_attempt()
             watcher.case_starts(case, number, len(suite.cases), len(folder.attempts()))
-            status = _run_case(run, suite, case, attempt, watcher, clock)
+            status = None if fresh else _reuse(run, case, attempt)
+            if status is None:
+                status = _run_case(run, suite, case, attempt, watcher, clock)
             watcher.case_ends(case, status, attempt)
             clock.ended(case, status.seconds)
             passed = passed and status.state == "passed"
         return passed
     finally:
         run.unlock()
+
+
+def _reuse(run: RunDir, case: Case, attempt: Path) -> Status | None:
+    """Ceilings that were measured lately on this machine by this code, put into the attempt; None if there are none."""
+    begun = time.monotonic()
+    kept = ceiling_cache.recall(case, os.environ)
+    if kept is None:
+        return None
+    ceiling_cache.copy_to(kept, attempt)
+    status = Status("passed", "reused", None, time.monotonic() - begun, kept.sentence)
+    run.write_status(attempt, status)
+    return status
 
 
 def _run_case(run: RunDir, suite: Suite, case: Case, attempt: Path, watcher: Watcher, clock: "_TimeLeft") -> Status:
@@ -134,6 +165,8 @@ def _run_case(run: RunDir, suite: Suite, case: Case, attempt: Path, watcher: Wat
     try:
         outcome = local.run(command, attempt, case.time_limit, run.lock_fd, on_line)
         status = _judge(case, attempt, outcome)
+        if status.state == "passed":
+            ceiling_cache.keep(case, attempt, os.environ)
     except KeyboardInterrupt:
         seconds = time.monotonic() - begun
         status = Status(

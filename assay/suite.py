@@ -5,75 +5,32 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import ValidationError
 
 from assay.errors import BadInput
 from assay.located import KeyPath, Where, read_yaml
-from assay.options import SCRIPTS, LimitsOptions, Options, PretrainOptions, ScriptOptions
+from assay.options import SCRIPTS, LimitsOptions, PretrainOptions, ScriptOptions
 from assay.options.base import nearest, problems
+from assay.suite_format import NAME, CaseEntry, SuiteFile
 
 LIMITS_SCRIPT = "specs/limits"
 MOST_LOCAL_RANKS = 1024  # far above any host; a slip of the finger must not fork the machine to death
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 _OWNED = ("out",)  # options that the runner sets
-
-
-def _plain_name(value: object) -> object:
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
-        raise ValueError(f"expected a name of letters, digits, '.', '_' and '-', got {value!r}")
-    return value
-
-
-def _known_script(value: object) -> object:
-    if not isinstance(value, str) or value not in SCRIPTS:
-        raise ValueError(f"unknown script {value!r}{nearest(str(value), list(SCRIPTS))}")
-    return value
-
-
-Name = Annotated[str, BeforeValidator(_plain_name)]
-
-
-class CaseEntry(Options):
-    """One entry under `cases:`; a matrix makes several cases of it."""
-
-    name: Name = Field(description="name of the case's folder")
-    script: Annotated[str, BeforeValidator(_known_script)] = Field(
-        description="which script measures, such as comms/bench"
-    )
-    world: int = Field(1, ge=1, description="number of ranks")
-    time_limit: float | None = Field(None, gt=0, description="seconds after which the case is ended")
-    options: dict[str, Any] = Field(default_factory=dict, description="the script's own options")
-    matrix: dict[str, list[Any]] = Field(
-        default_factory=dict, description="worlds, or options in the plural: a case for every combination"
-    )
-
-
-class SuiteFile(Options):
-    """The whole file."""
-
-    assay: Literal[1] = Field(description="version of this format")
-    name: Name = Field(description="name of the suite; run folders are called after it")
-    description: str = Field("", description="what the suite is for")
-    launcher: Literal["local"] = Field("local", description="what starts the ranks")
-    port: int | None = Field(None, ge=1, le=65535, description="rendezvous port; a free one is chosen without it")
-    limits: bool = Field(True, description="measure this machine's ceilings first, for every number of ranks")
-    time_limit: float = Field(600.0, gt=0, description="seconds per case, where the case gives none")
-    profile: str | None = Field(None, description="scoring profile; the default one without it")
-    cases: list[CaseEntry] = Field(min_length=1, description="what is run, in this order")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One case, ready to be launched. time_limit in s."""
+    """One case, ready to be launched. time_limit, reuse_within in s."""
 
     name: str
     script: str
     world: int
     time_limit: float
     options: ScriptOptions
+    reuse_within: float = 0.0
 
     def document(self) -> dict[str, Any]:
         """The case as a suite would write it, every option included."""
@@ -83,6 +40,7 @@ class Case:
             "script": self.script,
             "world": self.world,
             "time_limit": self.time_limit,
+            "reuse_within": self.reuse_within,
             "options": options,
         }
 
@@ -161,7 +119,7 @@ def _expand(file: SuiteFile, where: Where, overrides: Mapping[str, object]) -> l
         model = SCRIPTS[entry.script]
         for suffix, world, chosen in _combinations(entry, model, where, index):
             name = f"{entry.name}{suffix}"
-            if not _NAME.fullmatch(name):
+            if not NAME.fullmatch(name):
                 raise BadInput(
                     where.sentence(("cases", index, "name"), f"{name!r}, as the matrix makes it, is too long")
                 )
@@ -174,7 +132,10 @@ def _expand(file: SuiteFile, where: Where, overrides: Mapping[str, object]) -> l
             ranks = _whole(values.pop("world", world), mine.get("world", "world"))
             limit = _seconds(values.pop("time_limit", entry.time_limit or file.time_limit), mine.get("time_limit", ""))
             options = _options(model, {**entry.options, **chosen, **values}, where, index, name, ranks, mine)
-            cases.append(Case(name, entry.script, ranks, limit, options))
+            if entry.reuse_within and not entry.script.startswith("specs/"):
+                path = ("cases", index, "reuse_within")
+                raise BadInput(where.sentence(path, f"{entry.script} is measured in every run; leave it out"))
+            cases.append(Case(name, entry.script, ranks, limit, options, entry.reuse_within))
     for case in cases:
         if case.world > MOST_LOCAL_RANKS:
             said = f"case {case.name!r}: {case.world} ranks on one host; the local launcher starts {MOST_LOCAL_RANKS} at most"
@@ -289,7 +250,7 @@ def _limit_cases(file: SuiteFile, cases: list[Case]) -> list[Case]:
     # A ceiling bounds only what ran on the same device with as many ranks, in the same element type.
     trained: dict[tuple[int, str, str], set[str]] = {}
     for case in cases:
-        if case.script != LIMITS_SCRIPT:
+        if not case.script.startswith("specs/"):  # these measure what ceilings are made of
             dtypes = trained.setdefault((case.world, case.options.device, case.options.backend), set())
             if isinstance(case.options, PretrainOptions):
                 dtypes.add(case.options.dtype)
@@ -300,5 +261,5 @@ def _limit_cases(file: SuiteFile, cases: list[Case]) -> list[Case]:
             device=device, backend=backend, dtypes=tuple(sorted(dtypes, reverse=True)) or ("float32",)
         )
         name = f"limits-{world}" + (f"-{_slug(device)}-{_slug(backend)}" if several else "")
-        made.append(Case(name, LIMITS_SCRIPT, world, file.time_limit, options))
+        made.append(Case(name, LIMITS_SCRIPT, world, file.time_limit, options, file.limits_max_age))
     return made

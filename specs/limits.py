@@ -1,90 +1,59 @@
-"""Measure this machine's ceilings: matrix multiplication and memory copy.
+"""Measure the ceilings that other figures are held against: matrix multiplication and memory copy.
 
     python specs/limits.py
     torchrun --nproc-per-node 2 specs/limits.py --seconds 3 --out records
 
 Every ceiling is measured alone (rank 0 works, the others wait) and with all ranks loaded together, because ranks of
-one host share its memory and power.
+one host share its memory and power. All of them take turns, so that each is seen at several times. Everything else
+that a device can do is measured by specs/bench.py.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-
-import torch
-
-from assay.limits import (
-    ACCELERATOR_COPY_BYTES,
-    ACCELERATOR_GEMM_SIZE,
-    CPU_COPY_BYTES,
-    CPU_GEMM_SIZE,
-    Timings,
-    copy_bytes_moved,
-    gemm_flops,
-    time_copy,
-    time_gemm,
-)
+from assay.limits.ceilings import Ceiling, from_first, measure, tell
+from assay.limits.memory import buffer_bytes, copy
+from assay.limits.products import KINDS, Kind, Shape, fastest, product, search, shapes_for
 from assay.options import LimitsOptions, parse_command_line
 from assay.progress import progress_line
 from assay.ranks import Session, session
-from assay.record import TagValue
-from assay.units import format_si
+
+TURNS = 6  # the fewest that can carry an interval
+SEARCH = 0.03  # of --seconds, for each shape that is tried
 
 
-@dataclass(frozen=True)
-class Ceiling:
-    """One ceiling: the metric recorded (s per sample), the work of a sample, the rate's unit, and what takes samples."""
-
-    metric: str
-    work: int
-    unit: str
-    tags: dict[str, TagValue]
-    take: Callable[[], Timings]
+def limits(options: LimitsOptions, here: Session) -> None:
+    """Measure and record every ceiling, alone and together, in turns; rank 0 prints its own best rates."""
+    todo = ceilings(options, here)
+    loads = ("alone", "together") if here.world.size > 1 else ("alone",)
+    total = TURNS * len(loads) * len(todo)
+    done = 0
+    for turn in range(TURNS):
+        for loaded in loads:
+            for ceiling in todo:
+                rate = measure(here, ceiling, options.seconds / TURNS, alone=loaded == "alone", turn=turn)
+                tell(here, ceiling, rate, f" {loaded}, turn {turn + 1} of {TURNS}")
+                done += 1
+                if here.world.is_first:
+                    print(progress_line(done, total, f"{ceiling.name} {loaded}"), flush=True)
 
 
 def ceilings(options: LimitsOptions, here: Session) -> list[Ceiling]:
     """What is measured, in order."""
-    on_cpu = here.device.type == "cpu"
-    size = options.gemm_size or (CPU_GEMM_SIZE if on_cpu else ACCELERATOR_GEMM_SIZE)
-    count = options.copy_bytes or (CPU_COPY_BYTES if on_cpu else ACCELERATOR_COPY_BYTES)
-    products = [
-        Ceiling(
-            metric="gemm_time",
-            work=gemm_flops(size),
-            unit="FLOP/s",
-            tags={"size": size, "dtype": name},
-            take=partial(time_gemm, here.device, size, getattr(torch, name), options.seconds),
+    count = options.copy_bytes or from_first(here, buffer_bytes(here.device, here.world.local_size))
+    products = [fastest_product(here, KINDS[name], options) for name in options.dtypes]
+    return [*products, Ceiling("copy_time", "B/s", copy(here.device, count), {"bytes": count})]
+
+
+def fastest_product(here: Session, kind: Kind, options: LimitsOptions) -> Ceiling:
+    """The ceiling of matrix products of one type, in the shape that rank 0 found fastest."""
+    if options.gemm_size:
+        shape = Shape(options.gemm_size, options.gemm_size, options.gemm_size)
+    else:
+        # Rank 0 searches for all, while nothing else runs.
+        tried = (
+            search(here.device, kind, shapes_for(here.device), SEARCH * options.seconds) if here.world.is_first else []
         )
-        for name in options.dtypes
-    ]
-    copy = Ceiling(
-        metric="copy_time",
-        work=copy_bytes_moved(count),
-        unit="B/s",
-        tags={"bytes": count},
-        take=partial(time_copy, here.device, count, options.seconds),
-    )
-    return [*products, copy]
-
-
-def limits(options: LimitsOptions, here: Session) -> None:
-    """Measure and record every ceiling, alone and together; rank 0 prints its own best rates."""
-    world = here.world
-    loads = ("alone", "together") if world.size > 1 else ("alone",)
-    todo = [(loaded, ceiling) for loaded in loads for ceiling in ceilings(options, here)]
-    for done, (loaded, ceiling) in enumerate(todo, 1):
-        world.barrier()
-        if loaded == "together" or world.is_first:
-            timings = ceiling.take()
-            times = timings.times
-            tags = {**ceiling.tags, "work": ceiling.work, "loaded": loaded, "ranks": world.size, "begun": timings.begun}
-            here.recorder.block(ceiling.metric, "s", times, tags)
-            if world.is_first:
-                best = format_si(ceiling.work / min(times), ceiling.unit)
-                what = f"{ceiling.metric.removesuffix('_time')} {ceiling.tags.get('dtype', '')}"
-                print(f"{what:<14} {loaded:<8} {best}, best of {len(times)} samples", flush=True)
-                print(progress_line(done, len(todo), f"{what} {loaded}"), flush=True)
-        world.barrier()
+        shape = from_first(here, fastest(tried)[0] if tried else Shape(0, 0, 0))
+    work = product(here.device, kind, shape)
+    return Ceiling("gemm_time", kind.unit, work, {"dtype": kind.name, "shape": str(shape)})
 
 
 if __name__ == "__main__":

@@ -18,15 +18,17 @@ RUNNABLE = ("comms", "specs", "workloads")
 
 # Lowest first; a module may import its own row and those above it in this list.
 FLOORS: list[set[str]] = [
-    {"errors", "units", "bandwidth", "presets", "progress", "record", "estimates", "options", "suite", "machine", "device", "placement", "located", "throughput"},
-    {"rundir", "recorder", "clock", "ranks", "launchers"},
+    {"errors", "units", "bandwidth", "presets", "progress", "record", "estimates", "roofline", "options", "suite", "suite_format", "machine", "device", "placement", "located", "throughput"},
+    {"rundir", "recorder", "clock", "ranks", "launchers", "sensors"},
     {"limits", "collectives", "transports"},
     {"training"},
     {"scoring", "report"},
-    {"runner", "results", "catalogue", "console"},
+    {"doctor", "ceiling_cache", "runner", "results", "catalogue", "console"},
     {"cli", "__main__"},
 ]  # fmt: skip
-TORCH_FREE = ["scoring", "report", "options", "suite", "rundir", "runner", "results", "catalogue", "console", "cli"]
+TORCH_FREE = [
+    "scoring", "report", "options", "suite", "rundir", "sensors", "doctor.checkup", "ceiling_cache", "runner", "results", "catalogue", "console", "cli",
+]  # fmt: skip
 
 
 def modules() -> Iterator[tuple[Path, str]]:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from assay.catalogue import shipped_suites
 from assay.errors import BadInput
 from assay.options import SCRIPTS, CommsOptions
-from assay.suite import SuiteFile, build_suite, load_suite, parse_suite
+from assay.suite import build_suite, load_suite, parse_suite
+from assay.suite_format import SuiteFile
 
 HEAD = "assay: 1\nname: s\nlimits: false\ncases:\n"
 

@@ -15,6 +15,7 @@ from assay.estimates import percentile
 from assay.options import PretrainOptions, parse_command_line
 from assay.presets import MODELS
 from assay.ranks import Session, session
+from assay.training.counting import record_work
 from assay.training.data import TextData, open_data
 from assay.training.engines import ENGINES
 from assay.training.flops import flops_per_token
@@ -52,8 +53,10 @@ def set_up(options: PretrainOptions, here: Session, tags: dict[str, str]) -> Job
     world, device, recorder = here.world, here.device, here.recorder
     shape = MODELS[options.model]
     data = open_data(options, shape.vocab, world)
+    if world.is_first:
+        record_work(options, world, recorder, tags)
 
-    world.barrier()
+    world.barrier()  # all ranks begin the set-up together, whatever the first one had to count
     begin = now()
     engine = ENGINES[options.engine]
     model = build_model(shape, options.seq_len, DTYPES[options.dtype])

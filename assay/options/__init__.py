@@ -3,12 +3,16 @@
 from assay.options.base import Options, ScriptOptions, parse_command_line, problems
 from assay.options.comms import CommsOptions
 from assay.options.limits import LimitsOptions
+from assay.options.noise import NoiseOptions
 from assay.options.pretrain import PretrainOptions
+from assay.options.specs import SpecsOptions
 
 # Script name as suites write it → its options. The file is <name>.py in the folder of that name.
 SCRIPTS: dict[str, type[ScriptOptions]] = {
     "comms/bench": CommsOptions,
+    "specs/bench": SpecsOptions,
     "specs/limits": LimitsOptions,
+    "specs/noise": NoiseOptions,
     "workloads/pretrain": PretrainOptions,
 }
 
@@ -16,9 +20,11 @@ __all__ = [
     "SCRIPTS",
     "CommsOptions",
     "LimitsOptions",
+    "NoiseOptions",
     "Options",
     "PretrainOptions",
     "ScriptOptions",
+    "SpecsOptions",
     "parse_command_line",
     "problems",
 ]

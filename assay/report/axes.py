@@ -1,4 +1,4 @@
-"""Axes of a chart: the range, nice ticks (1-2-5, or powers of two for sizes) and their labels. Pure functions."""
+"""Axes of a chart: the range, nice ticks (1-2-5, powers of two for sizes, decades) and their labels. Pure functions."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _STRIDES = (1, 2, 5, 10, 20, 50, 100, 200)
 class Axis:
     """What an axis shows: `title` in words, base `unit`, and how.
 
-    log2: powers of two, labelled as sizes. zero: the axis begins at 0, so that heights can be compared.
+    log2: powers of two, labelled as sizes. log10: decades. zero: the axis begins at 0, so that heights can be compared.
     tight: the axis ends with the data instead of with the next tick.
     metric: for units that depend on it (MFU is a pure number shown in percent).
     """
@@ -26,6 +26,7 @@ class Axis:
     zero: bool = False
     tight: bool = False
     metric: str = ""
+    log10: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,11 @@ class Ruler:
     log2: bool
     ticks: list[tuple[float, str]]
     heading: str
+    log10: bool = False
 
     def place(self, value: float) -> float:
         """Where `value` lies between `low` (0) and `high` (1)."""
-        position = math.log2(value) if self.log2 else value
+        position = math.log2(value) if self.log2 else math.log10(value) if self.log10 else value
         return (position - self.low) / (self.high - self.low)
 
 
@@ -50,9 +52,11 @@ def is_drawable(value: float, log2: bool = False) -> bool:
 
 
 def lay(axis: Axis, values: Sequence[float]) -> Ruler:
-    """The ruler for drawable `values`; without any, a ruler from 0 to 1 (2⁰ to 2¹) without tick labels."""
+    """The ruler for drawable `values`; without any, a ruler from 0 to 1 (2⁰ to 2¹, 10⁰ to 10¹) without tick labels."""
     if axis.log2:
         return _lay_log2(axis, values)
+    if axis.log10:
+        return _lay_log10(axis, values)
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     if axis.zero:
         low, high = min(low, 0.0), max(high, 0.0)
@@ -95,6 +99,26 @@ def _lay_log2(axis: Axis, values: Sequence[float]) -> Ruler:
     ticks = [(2.0**exponent, _power(exponent)) for exponent in binary_ticks(low, high)]
     inside = [tick for tick in ticks if low - 1e-6 <= math.log2(tick[0]) <= high + 1e-6]
     return Ruler(low, high, True, inside if values else [], f"{line(axis.title)} (bytes, log₂ scale)")
+
+
+def _lay_log10(axis: Axis, values: Sequence[float]) -> Ruler:
+    low, high = (math.log10(min(values)), math.log10(max(values))) if values else (0.0, 1.0)
+    if high - low < 0.5:
+        low, high = low - 0.25, high + 0.25
+    decades = range(math.floor(low), math.ceil(high) + 1)
+    # The fewer the decades, the more ticks within each.
+    digits = (1, 2, 5) if high - low < 2 else (1, 3) if high - low < 3.5 else (1,)
+    ticks = [float(f"{digit}e{decade}") for decade in decades for digit in digits]
+    inside = [tick for tick in ticks if low - 1e-6 <= math.log10(tick) <= high + 1e-6]
+    factor, unit = scale(10 ** ((low + high) / 2), axis.unit, axis.metric)
+    heading = f"{line(axis.title)} ({unit}, log scale)" if unit else f"{line(axis.title)} (log scale)"
+    thinned = inside[:: math.ceil(len(inside) / 7) or 1]
+    labels = [(tick, _decade(tick / factor)) for tick in thinned] if values else []
+    return Ruler(low, high, False, labels, heading, log10=True)
+
+
+def _decade(value: float) -> str:
+    return f"{value:,.0f}" if 0.999 <= value < 1e6 else f"{value:.3g}"
 
 
 def _power(exponent: int) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from markupsafe import Markup, escape
 
@@ -10,6 +11,17 @@ from assay.report.text import line
 
 WIDTH, HEIGHT = 440, 270  # SVG units; the page shows them at about 1 unit = 1 px
 TOP, BOTTOM, LEFT, RIGHT = 30, 44, 50, 14
+
+
+class Drawing(Protocol):
+    """A chart that draws itself."""
+
+    @property
+    def title(self) -> str:
+        """What stands above it."""
+
+    def draw(self, ident: str) -> Markup:
+        """The chart as one <svg>. ident: unique on the page."""
 
 
 @dataclass(frozen=True)

@@ -85,8 +85,8 @@ def _over_steps(metric: str, title: str, curves: Sequence[Curve]) -> LineChart:
         series.append(Series(label, steps[:shown].tolist(), curve.samples[:shown].tolist(), faint=warmup))
     unit = curves[0].unit
     return LineChart(
-        f"{title} over steps",
-        Axis("step", "step", tight=True),
+        f"{title} over {'steps' if curves[0].over == 'step' else 'time'}",
+        Axis("step" if curves[0].over == "step" else "time", curves[0].over, tight=True),
         Axis(metric_label(metric), unit, metric=metric),
         series,
         band,

@@ -5,8 +5,10 @@ from typing import Any
 
 from assay.report.cells import Cell, Chapter, Column, Part, Table, Tone, figure_table, ranks, share_cell
 from assay.report.communication import communication_chapter
+from assay.report.fitness import fitness_part
 from assay.report.measurements import other_chapter, training_chapter
 from assay.report.quantities import count_of, number, percent, quantity
+from assay.report.specifications import specification_chapter
 from assay.report.text import line
 from assay.report.verdict import KeyFigure, key_figures, score_text, state_of
 from assay.scoring.result import Doubt, Row, RunResult, Section
@@ -35,6 +37,7 @@ _METHOD = (
 )
 _LAYOUT = """\
 run.json                        resolved suite, code, versions, environment, machine
+doctor.json                     whether the machine was fit to be measured
 cases/<case>/case.json          the case as it was run
 cases/<case>/attempt-<k>/       one folder for each attempt, never overwritten
     command.json                argv and environment given
@@ -50,6 +53,7 @@ def chapters(result: RunResult) -> list[Chapter]:
         _results(result),
         _machine(result),
         _ceilings(result),
+        specification_chapter(result),
         communication_chapter(result),
         training_chapter(result),
         other_chapter(result),
@@ -130,7 +134,8 @@ def _machine(result: RunResult) -> Chapter:
             ("Software", "Package", "Version", versions),
         )
     ]
-    return Chapter("machine", "Machine and software", "", parts)
+    fitness = [part for checkup in result.checkups if (part := fitness_part(checkup))]
+    return Chapter("machine", "Machine and software", "", [*fitness, *parts])
 
 
 def _host_cell(key: str, value: object) -> Cell:
@@ -149,6 +154,8 @@ def _ceilings(result: RunResult) -> Chapter:
         if result.ceilings
         else "No ceiling was measured in this run, so no figure is shown as a share of one."
     )
+    reused = [case for case in result.cases if case.status and case.status.phase == "reused"]
+    lead += "".join(f" {case.name}: {case.status.reason}." for case in reused if case.status)
     parts = [Part(tables=[figure_table("Measured ceilings", result.ceilings)])] if result.ceilings else []
     return Chapter("ceilings", "Ceilings of this machine", lead, parts)
 

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from assay.errors import BadInput
 from assay.options.base import nearest, problems
 from assay.scoring.result import RunResult
+from assay.scoring.specifications import PARAMETERS, parameter_rows
 
 # Tags that make two figures the same measurement. Others (backend, device) are what is being compared.
 MATCHED = ("op", "bytes", "world", "dtype", "model", "engine", "data", "seq_len", "global_batch", "micro_batch")
@@ -35,13 +36,25 @@ class BaselineFigure(_Data):
 
 
 class Baseline(_Data):
-    """Figures of one machine with their source."""
+    """Figures of one machine with their source. specifications: basic technical parameters, shown beside and not scored."""
 
     schema_: Literal["assay-baseline/1"] = Field(alias="schema")
     name: str
     title: str
     source: str
     figures: list[BaselineFigure]
+    specifications: dict[str, float] = Field(default_factory=dict)
+
+    @field_validator("specifications")
+    @classmethod
+    def _known(cls, given: dict[str, float]) -> dict[str, float]:
+        known = [parameter.key for parameter in PARAMETERS]
+        for key, value in given.items():
+            if key not in known:
+                raise ValueError(f"unknown parameter {key!r}{nearest(key, known)}")
+            if not 0 < value < float("inf"):
+                raise ValueError(f"{key}: expected a number above 0, got {value!r}")
+        return given
 
 
 class ProfileRow(_Data):
@@ -125,7 +138,11 @@ def record_baseline(result: RunResult, name: str) -> dict[str, Any]:
                 if figure.estimate.low is not None:
                     item |= {"low": figure.estimate.low, "high": figure.estimate.high}
                 figures.append({**item, "match": matched(figure.tags)})
-    if not figures:
+    passed = [case for case in result.cases if case.status is not None and case.status.state == "passed"]
+    specifications = {
+        row.parameter.key: row.figure.value for row in parameter_rows(passed, {}, {}) if row.figure and row.figure.value
+    }
+    if not figures and not specifications:
         raise BadInput(f"{result.path}: has no passed case with a figure that can be scored; finish the run first")
     host = result.document.get("host", {})
     return {
@@ -134,6 +151,7 @@ def record_baseline(result: RunResult, name: str) -> dict[str, Any]:
         "title": f"{host.get('cpu') or 'unknown'}, {result.document.get('suite', {}).get('name', 'run')}",
         "source": f"assay run of {result.document.get('created', 'unknown date')}",
         "figures": figures,
+        "specifications": specifications,
     }
 
 

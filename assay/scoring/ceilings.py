@@ -1,97 +1,145 @@
-"""Ceilings of the machine out of specs/limits.py's raw times, and which of them bounds a figure."""
+"""Ceilings of the machine out of raw times of work that does nothing else, and which of them bounds a figure."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from assay.estimates import Estimate
+from assay.estimates import Estimate, median_interval
 from assay.record import Block, RankFile
 from assay.scoring.result import Figure
 
-_RATES = {"gemm_time": ("gemm_rate", "FLOP/s"), "copy_time": ("copy_rate", "B/s")}
+RATES = {
+    "gemm_time": "gemm_rate",
+    "copy_time": "copy_rate",
+    "triad_time": "triad_rate",
+    "host_copy_time": "host_copy_rate",
+    "link_time": "link_rate",
+}
 _NEEDED = ("loaded", "ranks", "work", "begun")
-WINDOWS = 10
+_DISTINCT = ("dtype", "direction", "memory", "from", "to", "ways")  # tags that make two ceilings of one metric
+WINDOWS = 10  # of a turn; its rate is the one reached in the best of them
+
+Tags = Mapping[str, Any]
 
 
 class _Key(NamedTuple):
     metric: str
     loaded: str
     ranks: int
-    dtype: str | None
+    distinct: tuple[tuple[str, Any], ...]
     device: str
 
 
 def derive(files: Sequence[RankFile]) -> list[Figure]:
-    """One figure per ceiling: FLOP/s or B/s per device, in the best tenth of the time in which all ranks worked."""
-    groups: dict[_Key, dict[str, list[Block]]] = defaultdict(lambda: defaultdict(list))
+    """One figure per ceiling: work per second and device while all ranks were at work, median over turns."""
+    groups: dict[_Key, list[tuple[RankFile, Block]]] = defaultdict(list)
+    unknown: list[Figure] = []
     for file in files:
         for block in file.blocks:
+            if file.header is None or block.metric not in RATES:
+                continue
             tags = block.tags
-            known = block.metric in _RATES and all(isinstance(tags.get(key), int | float | str) for key in _NEEDED)
-            if file.header and known and block.samples.size and float(block.samples.min()) > 0:
-                dtype = tags.get("dtype")
-                key = _Key(
-                    block.metric,
-                    str(tags["loaded"]),
-                    int(tags["ranks"] or 0),
-                    str(dtype) if dtype else None,
-                    file.header.device,
-                )
-                # Ranks without a common clock cannot be laid over each other: each host is judged by itself.
-                groups[key][file.header.clock_id].append(block)
-    return [_ceiling(key, list(hosts.values())) for key, hosts in sorted(groups.items(), key=str)]
+            own = tuple((name, tags[name]) for name in _DISTINCT if name in tags)
+            if block.reason is not None and file.header.rank == 0:
+                named = {**dict(own), "device": file.header.device}
+                unknown.append(Figure(RATES[block.metric], unit_of(block), None, named, "higher", reason=block.reason))
+            usable = all(isinstance(tags.get(key), int | float | str) for key in _NEEDED)
+            if usable and block.samples.size and float(block.samples.min()) > 0:
+                key = _Key(block.metric, str(tags["loaded"]), int(tags["ranks"] or 0), own, file.header.device)
+                groups[key].append((file, block))
+    return [*(_ceiling(key, found) for key, found in groups.items()), *unknown]
 
 
-def _ceiling(key: _Key, hosts: list[list[Block]]) -> Figure:
-    name, unit = _RATES[key.metric]
-    loaded, ranks = key.loaded, key.ranks
-    tags = {"loaded": loaded, "ranks": ranks, "device": key.device} | ({"dtype": key.dtype} if key.dtype else {})
-    working = sum(map(len, hosts))
-    if working < (1 if loaded == "alone" else ranks):
-        return Figure(name, unit, None, tags, better="higher", reason=f"only {working} of {ranks} ranks recorded it")
-    rates = [(len(blocks), *_rates(blocks)) for blocks in hosts]
-    best = sum(count * rate for count, rate, _ in rates) / working
-    if not all(rate for _, rate, _ in rates):
-        return Figure(name, unit, None, tags, better="higher", reason="the ranks were never all at work at once")
-    whole = sum(count * rate for count, _, rate in rates) / working
-    samples = sum(block.samples.size for blocks in hosts for block in blocks)
-    method = (
-        f"best tenth of the time with {_count(working)} at work, {samples} samples; over all of it {whole / best:.0%}"
-    )
-    return Figure(name, unit, Estimate(best, None, None, samples, method), tags, better="higher")
+def unit_of(block: Block) -> str:
+    """The unit of the rate that a ceiling's times stand for: FLOP/s, OP/s for whole numbers, or B/s."""
+    if block.metric != "gemm_time":
+        return "B/s"
+    return "OP/s" if str(block.tags.get("dtype")).startswith("int") else "FLOP/s"
 
 
-def _rates(blocks: list[Block]) -> tuple[float, float]:
-    """Work per second and rank, in the best of the windows and over all of them.
+def _ceiling(key: _Key, found: list[tuple[RankFile, Block]]) -> Figure:
+    name, unit = RATES[key.metric], unit_of(found[0][1])
+    tags: dict[str, Any] = {"loaded": key.loaded, "ranks": key.ranks, "device": key.device, **dict(key.distinct)}
+    shape = found[0][1].tags.get("shape")
+    note = f" of {shape}" if shape else ""
+    ranks = {file.header.rank for file, _ in found if file.header}
+    if len(ranks) < (1 if key.loaded == "alone" else key.ranks):
+        return Figure(name, unit, None, tags, "higher", reason=f"only {len(ranks)} of {key.ranks} ranks recorded it")
+    turns: dict[int, list[tuple[RankFile, Block]]] = defaultdict(list)
+    for file, block in found:
+        turns[int(block.tags.get("turn") or 0)].append((file, block))
+    rates = [_rate(turn) for turn in turns.values() if len(turn) == len(ranks)]
+    if not rates or not all(rates):
+        return Figure(name, unit, None, tags, "higher", reason="the ranks were never all at work at once")
+    spread = median_interval(rates)
+    samples = sum(block.samples.size for _, block in found)
+    method = f"{_count(len(ranks))} at work{note}, best tenth of each of {len(rates)} turns; {spread.method}"
+    return Figure(name, unit, Estimate(spread.value, spread.low, spread.high, samples, method), tags, better="higher")
 
-    Only time in which every rank was at work counts: the fastest sample of a rank may be one that it took alone.
+
+def _rate(turn: list[tuple[RankFile, Block]]) -> float:
+    """Work per second and rank of one turn; 0 if its ranks were never at work together.
+
+    Ranks without a common clock cannot be laid over each other: each host is judged by itself.
+    """
+    hosts: dict[str, list[Block]] = defaultdict(list)
+    for file, block in turn:
+        hosts[file.header.clock_id if file.header else ""].append(block)
+    rates = [_best_window(blocks) for blocks in hosts.values()]
+    if not all(rates):
+        return 0.0
+    return sum(len(blocks) * rate for blocks, rate in zip(hosts.values(), rates, strict=True)) / len(turn)
+
+
+def _best_window(blocks: list[Block]) -> float:
+    """Work per second and rank, in the best window of the time in which every rank was at work.
+
+    The fastest sample of a rank would not do: it may be one that it took while the others were not running.
     """
     edges = [float(block.tags["begun"] or 0) + np.concatenate([[0.0], np.cumsum(block.samples)]) for block in blocks]
     start, end = max(edge[0] for edge in edges), min(edge[-1] for edge in edges)
     if end <= start:
-        return 0.0, 0.0
-    grid = np.linspace(start, end, WINDOWS + 1)
+        return 0.0
+    # A window that holds less than a sample says nothing of its own.
+    windows = max(1, min(WINDOWS, *(int(np.count_nonzero((edge > start) & (edge <= end))) for edge in edges)))
+    grid = np.linspace(start, end, windows + 1)
     done = sum(
         float(block.tags["work"] or 0) * np.interp(grid, edge, np.arange(edge.size))
         for block, edge in zip(blocks, edges, strict=True)
     )
-    rates = np.diff(done) / np.diff(grid) / len(blocks)
-    return float(rates.max()), float(rates.mean())
+    return float((np.diff(done) / np.diff(grid)).max()) / len(blocks)
 
 
 def _count(ranks: int) -> str:
     return "1 rank" if ranks == 1 else f"{ranks} ranks"
 
 
+def find_figure(
+    limits: Iterable[Figure], metric: str, ranks: int, device: str | None, dtype: str | None = None
+) -> Figure | None:
+    """The ceiling of `device` for `ranks` ranks loaded together (alone for one rank); None if it was not measured."""
+    wanted = {"ranks": ranks, "loaded": "together" if ranks > 1 else "alone", "device": device}
+    wanted |= {"dtype": dtype} if dtype else {}
+    for figure in limits:
+        if figure.metric == metric and figure.value and all(figure.tags.get(k) == v for k, v in wanted.items()):
+            return figure
+    return None
+
+
+def least_share(value: float, ceiling: Figure | None, factor: float = 1.0) -> float | None:
+    """`value` as a share of `factor` × the upper end of the ceiling's interval: above 1 it cannot be explained away."""
+    if ceiling is None or ceiling.estimate is None:
+        return None
+    return value / (factor * (ceiling.estimate.high or ceiling.estimate.value))
+
+
 def find(
     limits: Iterable[Figure], metric: str, ranks: int, device: str | None, dtype: str | None = None
 ) -> tuple[float, str] | None:
-    """The ceiling of `device` for `ranks` ranks loaded together (alone for one rank): its value, its name for readers."""
-    loaded = "together" if ranks > 1 else "alone"
-    wanted = {"ranks": ranks, "loaded": loaded, "device": device} | ({"dtype": dtype} if dtype else {})
-    for figure in limits:
-        if figure.metric == metric and figure.value and all(figure.tags.get(k) == v for k, v in wanted.items()):
-            return figure.value, f"measured {metric.removesuffix('_rate')} {loaded}, {_count(ranks)}"
-    return None
+    """As find_figure: the ceiling's value and its name for readers."""
+    figure = find_figure(limits, metric, ranks, device, dtype)
+    if figure is None or figure.value is None:
+        return None
+    return figure.value, f"measured {metric.removesuffix('_rate')} {figure.tags['loaded']}, {_count(ranks)}"

@@ -7,7 +7,7 @@ from typing import Any
 from assay.bandwidth import COLLECTIVES, algbw, busbw, deepspeed_throughput
 from assay.estimates import Estimate, completion_times, mean_of_batches, median_interval, slowest_rank_times
 from assay.record import RankFile
-from assay.scoring.ceilings import find
+from assay.scoring.ceilings import find, find_figure, least_share
 from assay.scoring.result import Curve, Figure
 from assay.scoring.samples import Array, by_rank, device_of, stacked, tail_figure
 
@@ -67,12 +67,13 @@ def _back_to_back(files: list[RankFile], tags: dict[str, Any], limits: list[Figu
     # The bytes of a buffer cannot move faster than the memory that holds it can be copied.
     ceiling = find(limits, "copy_rate", world, device_of(files))
     share = bus.value / (ceiling[0] / 2) if ceiling else None
+    least = least_share(bus.value, find_figure(limits, "copy_rate", world, device_of(files)), 0.5)
     named = f"payload of {ceiling[1]}" if ceiling else None
     throughput = _rate(per_call, lambda t: deepspeed_throughput(op, size, t, world))
     return [
         Figure("batch_call_time", "s", per_call, tags, better="lower"),
         Figure("algbw", "B/s", _rate(per_call, lambda t: algbw(size, t)), tags, better="higher"),
-        Figure("busbw", "B/s", bus, tags, better="higher", share=share, share_of=named),
+        Figure("busbw", "B/s", bus, tags, better="higher", share=share, share_of=named, least_share=least),
         Figure("throughput_deepspeed", "bit/s", throughput, tags, better="higher"),
     ]
 

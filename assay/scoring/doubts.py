@@ -24,6 +24,7 @@ ADVICE = {
     "mixed_provenance": "run the suite anew: one run should be one machine and one version of the code",
     "garbage_records": "find what else writes into the rank's file; the lines were left out",
     "missing_ranks": "look at the logs of the ranks that are missing",
+    "unfit_machine": "do what the findings advise (chapter Machine, or assay doctor), then run again",
     "busy_machine": "stop other work, then run again",
     "oversubscribed": "start fewer ranks, or set OMP_NUM_THREADS to cores / ranks",
 }
@@ -90,6 +91,12 @@ def of_machine(document: Mapping[str, Any]) -> list[Doubt]:
     return found
 
 
+def of_checkups(checkups: Sequence[Mapping[str, Any]]) -> list[Doubt]:
+    """Whether the doctor found the machine unfit to be measured, before the run or before a resumption."""
+    unfit = [str(checkup.get("sentence")) for checkup in checkups if checkup.get("verdict") == "unfit"]
+    return [doubt("unfit_machine", "run", "machine", sentence) for sentence in dict.fromkeys(unfit)]
+
+
 def of_provenance(document: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]) -> list[Doubt]:
     """Whether cases were run by other code, versions or on another machine than the run began with."""
     began = {"revision": document["code"].get("revision"), "host": document["host"].get("name")}
@@ -109,8 +116,9 @@ def _of_figure(case: str, figure: Figure) -> list[Doubt]:
     shown = format_si(figure.value, figure.unit)
     if figure.metric == "check_errors" and figure.value:
         found.append(doubt("wrong_data", case, subject, f"{figure.value:.0f} elements were wrong"))
-    if figure.share is not None and figure.share > 1:
-        found.append(doubt("above_ceiling", case, subject, f"{shown} is {figure.share:.0%} of the {figure.share_of}"))
+    above = figure.share if figure.least_share is None else figure.least_share
+    if above is not None and above > 1:
+        found.append(doubt("above_ceiling", case, subject, f"{shown} is {above:.0%} of the {figure.share_of}"))
     if figure.metric in ("busbw", "tgs") and figure.estimate.low is None:
         found.append(doubt("no_interval", case, subject, f"{shown} has no interval: {figure.estimate.method}"))
     width = figure.estimate.half_width

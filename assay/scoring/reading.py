@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from assay.errors import BadInput
 from assay.record import RankFile, read_rank_file
 from assay.rundir import CaseDir, RunDir, read_document
-from assay.scoring import ceilings, comms, doubts, training
+from assay.scoring import ceilings, comms, doubts, specifications, training
 from assay.scoring.result import CaseResult, Curve, Doubt, Figure, RunResult
 
 T = TypeVar("T")
@@ -19,6 +19,7 @@ Reader = Callable[[list[RankFile], Mapping[str, Any], list[Figure]], Derived]
 # Each script's records are read by one function; ceilings come first, because the others are shown as shares of them.
 READERS: dict[str, Reader] = {
     "comms/bench": comms.derive,
+    specifications.SCRIPT: specifications.derive,
     "workloads/pretrain": training.derive,
 }
 
@@ -46,7 +47,9 @@ def read_run(path: Path) -> RunResult:
         cases.append(doubts.beside_figures(known, [item for item in noted if item.case == case.name]))
     noted += doubts.of_machine(document)
     noted += doubts.of_provenance(document, [_provenance(run.case(case.name)) for case in cases])
-    return RunResult(str(path), document, cases, limits, noted)
+    checkups = run.checkups()
+    noted += doubts.of_checkups(checkups)
+    return RunResult(str(path), document, cases, limits, noted, checkups=checkups)
 
 
 def _guarded(case: CaseResult, read: Callable[[], T], nothing: T, noted: list[Doubt]) -> T:

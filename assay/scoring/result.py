@@ -1,6 +1,6 @@
 """What is known about a run once it is read: the data that scores, reports and the terminal share."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,7 +17,8 @@ class Figure:
 
     metric: busbw, algbw, throughput_deepspeed (bit/s), call_time_p50 …, tgs, mfu, step_time_p50, final_loss, ppl …
     estimate: None when unknown; `reason` then says why.
-    share: value / ceiling, where a ceiling applies; `share_of` names the ceiling.
+    share: value / ceiling, where a ceiling applies; `share_of` names the ceiling. least_share: value / upper end of the
+    ceiling's interval.
     """
 
     metric: str
@@ -27,6 +28,7 @@ class Figure:
     better: Literal["higher", "lower"] | None = None
     share: float | None = None
     share_of: str | None = None
+    least_share: float | None = None
     reason: str | None = None
     doubts: tuple[str, ...] = ()
     """Kinds of doubt about this figure, out of assay/scoring/doubts.py."""
@@ -39,13 +41,17 @@ class Figure:
 
 @dataclass(frozen=True)
 class Curve:
-    """Raw samples for a chart. `steps`: the step of each sample, None where samples are only a distribution."""
+    """Raw samples for a chart. `steps`: where each sample lies, None where samples are only a distribution.
+
+    over: what `steps` counts: training steps, or whole seconds since the first sample began.
+    """
 
     metric: str
     unit: str
     samples: NDArray[np.float64]
     steps: NDArray[np.int64] | None = None
     tags: Mapping[str, Any] = field(default_factory=dict)
+    over: Literal["step", "s"] = "step"
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,31 @@ class Scorecard:
 
 
 @dataclass(frozen=True)
+class Parameter:
+    """A row of the table. metric, match: the figure that is its measurement; the highest where several match.
+
+    key: its name in baselines. datasheet: its names in datasheets, the first that is printed counts. unit: base unit.
+    """
+
+    key: str
+    title: str
+    unit: str
+    metric: str
+    match: Mapping[str, Any] = field(default_factory=dict)
+    datasheet: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ParameterRow:
+    """One parameter as a reader sees it. figure: None if no case measured it. Values in base units."""
+
+    parameter: Parameter
+    figure: Figure | None
+    baseline: float | None
+    datasheet: float | None
+
+
+@dataclass(frozen=True)
 class RunResult:
     """A whole run as read: `document` is run.json."""
 
@@ -121,3 +152,8 @@ class RunResult:
     ceilings: list[Figure]
     doubts: list[Doubt]
     scorecard: Scorecard | None = None
+    checkups: Sequence[Mapping[str, Any]] = ()
+    """What the doctor found before the run and before each resumption, as assay/doctor wrote it."""
+    parameters: Sequence[ParameterRow] = ()
+    datasheet: str | None = None
+    """Which product's printed peaks stand in `parameters`, and where they are printed."""

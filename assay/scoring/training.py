@@ -8,7 +8,7 @@ import numpy as np
 
 from assay.estimates import CONFIDENCE, Estimate, mean_of_batches, median_interval
 from assay.record import RankFile
-from assay.scoring.ceilings import find
+from assay.scoring.ceilings import find, find_figure, least_share
 from assay.scoring.result import Curve, Figure
 from assay.scoring.samples import Array, by_rank, device_of, first_step, scalar, stacked, tail_figure, world_of
 from assay.throughput import FINAL_STEPS, tgs
@@ -88,7 +88,9 @@ def _mfu(files: list[RankFile], rate: Estimate | None, tags: Mapping[str, Any], 
     low = rate.low * factor if rate.low is not None else None
     high = rate.high * factor if rate.high is not None else None
     estimate = Estimate(rate.value * factor, low, high, rate.samples, f"TGS × FLOPs per token / {ceiling[1]}")
-    return Figure("mfu", "1", estimate, tags, better="higher", share=estimate.value, share_of=ceiling[1])
+    bound = find_figure(limits, "gemm_rate", int(tags["world"]), device_of(files), str(tags.get("dtype")))
+    least = least_share(rate.value * flops, bound)
+    return Figure("mfu", "1", estimate, tags, "higher", share=estimate.value, share_of=ceiling[1], least_share=least)
 
 
 def _final_loss(files: list[RankFile], tags: Mapping[str, Any]) -> Figure:

@@ -1,0 +1,64 @@
+"""The format of a suite file: its keys, what they mean and what may stand in them."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from assay.options import SCRIPTS, Options
+from assay.options.base import nearest
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
+
+
+def _plain_name(value: object) -> object:
+    if not isinstance(value, str) or not NAME.fullmatch(value):
+        raise ValueError(f"expected a name of letters, digits, '.', '_' and '-', got {value!r}")
+    return value
+
+
+def _known_script(value: object) -> object:
+    if not isinstance(value, str) or value not in SCRIPTS:
+        raise ValueError(f"unknown script {value!r}{nearest(str(value), list(SCRIPTS))}")
+    return value
+
+
+Name = Annotated[str, BeforeValidator(_plain_name)]
+
+
+class CaseEntry(Options):
+    """One entry under `cases:`; a matrix makes several cases of it."""
+
+    name: Name = Field(description="name of the case's folder")
+    script: Annotated[str, BeforeValidator(_known_script)] = Field(
+        description="which script measures, such as comms/bench"
+    )
+    world: int = Field(1, ge=1, description="number of ranks")
+    time_limit: float | None = Field(None, gt=0, description="seconds after which the case is ended")
+    reuse_within: float = Field(
+        0.0,
+        ge=0,
+        description="seconds for which records of the same case, machine and code are taken instead; specs only",
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="the script's own options")
+    matrix: dict[str, list[Any]] = Field(
+        default_factory=dict, description="worlds, or options in the plural: a case for every combination"
+    )
+
+
+class SuiteFile(Options):
+    """The whole file."""
+
+    assay: Literal[1] = Field(description="version of this format")
+    name: Name = Field(description="name of the suite; run folders are called after it")
+    description: str = Field("", description="what the suite is for")
+    launcher: Literal["local"] = Field("local", description="what starts the ranks")
+    port: int | None = Field(None, ge=1, le=65535, description="rendezvous port; a free one is chosen without it")
+    limits: bool = Field(True, description="measure this machine's ceilings first, for every number of ranks")
+    limits_max_age: float = Field(
+        86400.0, ge=0, description="seconds for which ceilings of the same machine and code are used again"
+    )
+    doctor: bool = Field(True, description="look first whether the machine is fit to be measured")
+    time_limit: float = Field(600.0, gt=0, description="seconds per case, where the case gives none")
+    profile: str | None = Field(None, description="scoring profile; the default one without it")
+    cases: list[CaseEntry] = Field(min_length=1, description="what is run, in this order")

@@ -1,0 +1,192 @@
+"""FLOPs and bytes of a training step, counted by running the model's own code on the meta device: no memory, no arithmetic.
+
+The bytes are the traffic of an unfused execution, an upper bound: every operation reads each input and writes each output
+once, and no cache keeps anything between two operations. Fused kernels and caches move less. Attention is counted in its
+eager form, which writes its T × T scores: what torch makes of its fused attention on the meta device is no device's.
+What an engine moves between ranks is not counted.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from assay.options import PretrainOptions
+from assay.presets import MODELS, ModelShape
+from assay.ranks import World
+from assay.record import Tags, TagValue
+from assay.recorder import Recorder
+from assay.roofline import StepWork
+from assay.training.engines import clip_gradients
+from assay.training.flops import least_work
+from assay.training.loop import make_optimizer, next_token_losses
+from assay.training.model import DTYPES, build_model, count_parameters
+
+METHODS = {
+    "counted": "every operation of an unfused execution, run on the meta device: bytes are an upper bound",
+    "analytic": "model FLOPs; bytes are a lower bound: weights, gradients, optimizer, activations kept for backward",
+}
+
+# They hand out memory or look at it anew, but their schemas do not say that nothing is read or written.
+_MOVES_NOTHING = {"aten::_unsafe_view", "aten::empty_like", "aten::empty", "aten::empty_strided", "aten::new_empty"}
+_META = torch.device("meta")
+
+
+class ByteCounter(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch leaves it untyped
+    """While active, sums the bytes of the meta tensors that every aten operation reads and writes. Views count nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # torch leaves it untyped
+        self.bytes = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = kwargs or {}
+        result = func(*args, **given)
+        if not func.is_view and func._schema.name not in _MOVES_NOTHING:
+            self.bytes += _traffic(func, args, given, result)
+        return result
+
+
+def _traffic(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> int:
+    taken = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | dict(kwargs)
+    changed = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    written = _tensors([result, *(taken.get(name) for name in changed)])
+    if not written:
+        return 0  # asks for a size or a kind, and touches no element
+    if func is torch.ops.aten.embedding.default:
+        # A look-up reads the rows that it looks up, not the whole table.
+        return 2 * _size(written) + _size(_tensors([taken["indices"]]))
+    return _size(_tensors(taken.values())) + _size(written)
+
+
+def _tensors(values: Iterable[Any]) -> list[torch.Tensor]:
+    """Every meta tensor among (nested) values, once."""
+    found = {id(leaf): leaf for leaf in tree_leaves(list(values)) if isinstance(leaf, torch.Tensor)}
+    return [tensor for tensor in found.values() if tensor.device.type == "meta"]
+
+
+def _size(tensors: Iterable[torch.Tensor]) -> int:
+    total = 0
+    for tensor in tensors:
+        elements = 1
+        for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
+            elements *= length if stride else min(length, 1)  # an expanded dimension lies in memory once
+        total += elements * tensor.element_size()
+    return total
+
+
+@dataclass(frozen=True)
+class Count:
+    """FLOP and B of something that was counted."""
+
+    flops: int
+    bytes: int
+
+
+def count_passes(shape: ModelShape, options: PretrainOptions, micro_batch: int, passes: int = 1) -> Count:
+    """Forward and backward of `passes` micro batches, the gradients of all but the first added to those before."""
+    model = build_model(shape, options.seq_len, DTYPES[options.dtype], attention="eager")
+    _give_mask(model, options)
+    rows = torch.empty(micro_batch, options.seq_len + 1, dtype=torch.long, device=_META)
+    with FlopCounterMode(display=False) as flops, ByteCounter() as moved:
+        for _ in range(passes):
+            loss = next_token_losses(model, rows).mean() / passes
+            loss.backward()  # type: ignore[no-untyped-call] # torch leaves Tensor.backward untyped
+    return Count(int(flops.get_total_flops()), moved.bytes)
+
+
+def _give_mask(model: nn.Module, options: PretrainOptions) -> None:
+    # Left to itself, transformers looks into the positions for packed sequences, and on meta there is nothing to see.
+    mask = torch.empty(1, 1, options.seq_len, options.seq_len, dtype=DTYPES[options.dtype], device=_META)
+    model.register_forward_pre_hook(
+        lambda _, args, kwargs: (args, {**kwargs, "attention_mask": mask}), with_kwargs=True
+    )
+
+
+def count_update(shape: ModelShape, options: PretrainOptions) -> int:
+    """Bytes of one clipping and AdamW update of all parameters, with optimizer state from the step before."""
+    model = build_model(shape, options.seq_len, DTYPES[options.dtype])
+    optimizer = make_optimizer(model, options)
+    for _ in range(2):  # the first step makes the state, the second is like all others
+        for parameter in model.parameters():
+            parameter.grad = torch.empty_like(parameter)
+        moved = ByteCounter()
+        with moved:
+            clip_gradients(list(model.parameters()), options.clip)
+            optimizer.step()
+    return moved.bytes
+
+
+def count_work(shape: ModelShape, options: PretrainOptions, passes: int = 1, shards: int = 1) -> StepWork:
+    """One rank's optimizer step of `passes` micro batches as a function of its samples, parameters updated in `shards`.
+
+    Counted are models of one and two layers at two micro batches, because layers are alike and every tensor grows
+    linearly with the batch or not at all; a third model and micro batch must lie on the lines. (Micro batches of one
+    sample move a little less than the line says: some copies become views.) Each further pass adds its gradients to those
+    before: 3·N·e (both read, one written; N parameters of e bytes). Raises ValueError if the counts are on no straight
+    lines, and whatever torch or the model raises if it cannot run on the meta device.
+    """
+
+    def of_layers(count: int) -> ModelShape:
+        return replace(shape, layers=count)
+
+    counts = {(n, batch): count_passes(of_layers(n), options, batch) for n in (1, 2) for batch in (2, 3)}
+    seen, three = count_passes(of_layers(3), options, 4), _one_pass(counts, 3)
+    if (seen.flops, seen.bytes) != (three.flops(4), three.bytes(4)):
+        raise ValueError(
+            f"3 layers at micro batch 4 count {seen.flops:,} FLOP and {seen.bytes:,} B where straight lines through 1 and "
+            f"2 layers at 2 and 3 give {three.flops(4):,} and {three.bytes(4):,}"
+        )
+    one = _one_pass(counts, shape.layers)
+    dtype = DTYPES[options.dtype]
+    gradients = count_parameters(build_model(shape, options.seq_len, dtype)) * dtype.itemsize
+    updates = [count_update(of_layers(n), options) for n in (1, 2)]
+    update = _line(updates[0], updates[1], shape.layers)
+    fixed = passes * one.bytes_fixed + (passes - 1) * 3 * gradients + math.ceil(update / shards)
+    return replace(one, bytes_fixed=fixed)
+
+
+def _one_pass(counts: Mapping[tuple[int, int], Count], layers: int) -> StepWork:
+    """Forward and backward of so many layers, out of the counts of 1 and 2 layers at micro batches 2 and 3."""
+    flops = [_line(counts[1, batch].flops, counts[2, batch].flops, layers) for batch in (2, 3)]
+    moved = [_line(counts[1, batch].bytes, counts[2, batch].bytes, layers) for batch in (2, 3)]
+    return StepWork(flops[1] - flops[0], 3 * moved[0] - 2 * moved[1], moved[1] - moved[0])
+
+
+def _line(one: int, two: int, layers: int) -> int:
+    return one + (two - one) * (layers - 1)
+
+
+def record_work(options: PretrainOptions, world: World, recorder: Recorder, tags: Tags) -> None:
+    """Record FLOPs and bytes of one rank's step, counted and analytic, with the lines that they lie on as tags.
+
+    What cannot be counted is null with the reason; the run goes on.
+    """
+    shape, dtype, passes = MODELS[options.model], DTYPES[options.dtype], options.accumulation(world.size)
+    shards = world.size if options.engine == "fsdp" else 1  # under FSDP2 a rank updates its rows only
+    parameters = count_parameters(build_model(shape, options.seq_len, dtype))
+    least = least_work(shape, parameters, options.seq_len, dtype.itemsize, passes, shards)
+    counted, reason = None, None
+    try:
+        counted = count_work(shape, options, passes, shards)
+    except Exception as error:  # whatever a build of torch or a model cannot do on meta, it can still be trained
+        reason = f"not counted: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    for kind, work, why in (("counted", counted, reason), ("analytic", least, None)):
+        about: dict[str, TagValue] = {**tags, "method": METHODS[kind]}
+        if work:
+            about |= {**vars(work), "micro_batch": options.micro_batch, "passes": passes}
+        samples = options.micro_batch * passes
+        recorder.block(f"step_flops_{kind}", "FLOP", [work.flops(samples) if work else None], about, reason=why)
+        recorder.block(f"step_bytes_{kind}", "B", [work.bytes(samples) if work else None], about, reason=why)
