@@ -1,5 +1,6 @@
 """The sources of the kernel's files, on planted trees, and a vendor's tool, as real processes."""
 
+import contextlib
 import os
 import shlex
 import stat
@@ -76,26 +77,26 @@ def test_packages_their_parts_and_the_platform_are_told_apart(tmp_path: Path) ->
     source.close()
 
 
-@pytest.fixture
-def nobody() -> Iterator[None]:
-    """An ordinary user's rights for the time of a test that root runs."""
+@contextlib.contextmanager
+def ordinary_user() -> Iterator[None]:
+    """Without root's rights for a while, should the tests have them."""
     me = os.geteuid()
     if me == 0:
         os.seteuid(65534)
-    yield
-    os.seteuid(me)
+    try:
+        yield
+    finally:
+        os.seteuid(me)
 
 
-def test_counters_that_are_roots_alone_are_a_reason(request: pytest.FixtureRequest) -> None:
+def test_counters_that_are_roots_alone_are_a_reason() -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         plant(root, {f"{RAPL}:0/name": "package-0", f"{RAPL}:0/energy_uj": 1})
         root.chmod(0o755)
         (root / f"{RAPL}:0/energy_uj").chmod(stat.S_IRUSR if os.geteuid() == 0 else 0)
-        request.getfixturevalue("nobody")
-        found = open_powercap(root)
-        if os.geteuid() != os.getuid():
-            os.seteuid(os.getuid())
+        with ordinary_user():
+            found = open_powercap(root)
     assert isinstance(found, str)
     assert "energy_uj: permission denied" in found
 
@@ -258,8 +259,25 @@ def tool(tmp_path: Path) -> Iterator[Callable[[str], Tool]]:
 
 def read_until(source: Tool, metric: str) -> dict[tuple[str, ...], float | None]:
     told: dict[tuple[str, ...], float | None] = {}
-    wait_for(lambda: bool(told.update(values(source)) or any(key[0] == metric for key in told)), 10, metric)
+
+    def is_told() -> bool:
+        told.update(values(source))
+        return any(key[0] == metric for key in told)
+
+    wait_for(is_told, 10, metric)
     return told
+
+
+def notes_of(source: Tool, count: int) -> list[str]:
+    said: list[str] = []
+
+    def all_said() -> bool:
+        source.read()
+        said.extend(source.notes())
+        return len(said) >= count
+
+    wait_for(all_said, 10, "notes")
+    return said
 
 
 def test_a_tools_lines_are_readings(tool: Callable[[str], Tool]) -> None:
@@ -274,9 +292,9 @@ def test_a_tools_lines_are_readings(tool: Callable[[str], Tool]) -> None:
 
 
 def test_of_several_lines_the_newest_counts(tool: Callable[[str], Tool]) -> None:
-    source = tool("""for p in 1 2 3; do echo "{\\"device\\": \\"a\\", \\"power\\": $p}"; done; echo '{"device": "b", "power": 0}'
+    source = tool("""for p in 1 2 3; do echo "{\\"device\\": \\"a\\", \\"power\\": $p}"; done; echo '{"device": "b", "energy": 0}'
         sleep 60""")
-    assert read_until(source, "power")["power", "a", "accelerator"] == 3
+    assert read_until(source, "energy")["power", "a", "accelerator"] == 3
 
 
 def test_garbage_is_counted_and_said_once(tool: Callable[[str], Tool]) -> None:
@@ -294,16 +312,14 @@ def test_garbage_is_counted_and_said_once(tool: Callable[[str], Tool]) -> None:
 
 def test_a_tool_that_dies_is_told_with_its_last_words(tool: Callable[[str], Tool]) -> None:
     source = tool("""echo '{"device": "a", "power": 5}'; echo 'no such board' >&2; exit 3""")
-    said: list[str] = []
-    wait_for(lambda: bool((source.read() is not None and said.extend(source.notes())) or said), 10, "the tool's end")
+    said = notes_of(source, 1)
     assert said == ["ASSAY_SENSOR_COMMAND: the tool ended with exit code 3 after 1 lines; it said: no such board"]
     assert source.read() == []
 
 
 def test_a_tool_that_floods_is_ended(tool: Callable[[str], Tool]) -> None:
     source = tool("exec yes")
-    said: list[str] = []
-    wait_for(lambda: bool((source.read() is not None and said.extend(source.notes())) or len(said) == 2), 10, "its end")
+    said = notes_of(source, 2)
     assert "was ended because" in said[1]
     assert int(said[1].split()[6]) >= MOST_MALFORMED
 

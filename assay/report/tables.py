@@ -8,6 +8,7 @@ from assay.report.communication import communication_chapter
 from assay.report.fitness import fitness_part
 from assay.report.measurements import other_chapter, training_chapter
 from assay.report.quantities import count_of, number, percent, quantity
+from assay.report.roofline import roofline_part
 from assay.report.specifications import specification_chapter
 from assay.report.text import line
 from assay.report.verdict import KeyFigure, key_figures, score_text, state_of
@@ -157,6 +158,7 @@ def _ceilings(result: RunResult) -> Chapter:
     reused = [case for case in result.cases if case.status and case.status.phase == "reused"]
     lead += "".join(f" {case.name}: {case.status.reason}." for case in reused if case.status)
     parts = [Part(tables=[figure_table("Measured ceilings", result.ceilings)])] if result.ceilings else []
+    parts += roofline_part(result.rooflines)
     return Chapter("ceilings", "Ceilings of this machine", lead, parts)
 
 

@@ -11,6 +11,7 @@ from assay.record import RankFile, read_rank_file
 from assay.rundir import CaseDir, RunDir, read_document
 from assay.scoring import ceilings, comms, doubts, specifications, training
 from assay.scoring.result import CaseResult, Curve, Doubt, Figure, RunResult
+from assay.scoring.roofline import rooflines
 
 T = TypeVar("T")
 Derived = tuple[list[Figure], list[Curve]]
@@ -49,7 +50,8 @@ def read_run(path: Path) -> RunResult:
     noted += doubts.of_provenance(document, [_provenance(run.case(case.name)) for case in cases])
     checkups = run.checkups()
     noted += doubts.of_checkups(checkups)
-    return RunResult(str(path), document, cases, limits, noted, checkups=checkups)
+    roofs = rooflines([(case, files) for case, (_, files) in zip(cases, found, strict=True)], limits)
+    return RunResult(str(path), document, cases, limits, noted, checkups=checkups, rooflines=roofs)
 
 
 def _guarded(case: CaseResult, read: Callable[[], T], nothing: T, noted: list[Doubt]) -> T:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from assay.estimates import Estimate
+from assay.roofline import Roofline
 from assay.rundir import Status
 
 
@@ -154,6 +155,7 @@ class RunResult:
     scorecard: Scorecard | None = None
     checkups: Sequence[Mapping[str, Any]] = ()
     """What the doctor found before the run and before each resumption, as assay/doctor wrote it."""
+    rooflines: Sequence[Roofline] = ()
     parameters: Sequence[ParameterRow] = ()
     datasheet: str | None = None
     """Which product's printed peaks stand in `parameters`, and where they are printed."""

@@ -1,8 +1,8 @@
 """The sampler: reads every source at its pace and writes what it read, some thirty ticks at a time.
 
 A source is read at every tick, or at its own longer period. One that costs too much is read less often: so rarely that
-reading it fills at most a tenth of the time (if a reading takes more than 0.1 s) and takes at most 0.05 % of a
-processor, but at least every 30 s. Its stamps say when it was read, so nothing else has to know.
+reading it fills at most a tenth of the time (if a reading takes more than 0.1 s) and takes at most 0.5 ms of a
+processor a tick, but at least every 30 s. Its stamps say when it was read, so nothing else has to know.
 """
 
 import math
@@ -18,7 +18,7 @@ from assay.sensors.source import Gauge, Reading, Source
 FLUSH_TICKS = 30
 SLOW = 0.1  # s that a reading may take before it is made less often
 BUSY_SHARE = 0.1  # of the time that reading a slow source may fill
-CPU_SHARE = 0.0005  # of one processor that reading one source may take
+CPU_A_TICK = 0.0005  # s of a processor that reading one source may take, spread over the ticks
 LONGEST = 30.0  # s; the rarest that a source is read
 HANG = 20  # s (whole ones) in one reading after which the kernel ends this process
 LAST_READING = 0.5  # s; a source that takes longer is not read once more at the end
@@ -65,7 +65,7 @@ class Channel:
         if self.cost > SLOW:
             least = max(least, self.cost / BUSY_SHARE)
         if len(self._costs) == self._costs.maxlen:  # the first readings are dearer than the rest
-            least = max(least, sorted(cpu for _, cpu in self._costs)[len(self._costs) // 2] / CPU_SHARE)
+            least = max(least, interval * sorted(cpu for _, cpu in self._costs)[len(self._costs) // 2] / CPU_A_TICK)
         return max(interval, self.source.period, min(least, LONGEST))
 
     def lines(self) -> list[str]:
