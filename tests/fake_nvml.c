@@ -77,13 +77,13 @@ int nvmlDeviceGetMemoryInfo(struct device *device, struct memory *memory) {
     return OK;
 }
 
-/* At the power limit always, slowed down by heat from the third reading on; lost after the hundredth. */
+/* At the power limit always, slowed down by heat from the third reading on; lost after the fortieth. */
 int nvmlDeviceGetCurrentClocksThrottleReasons(struct device *device, unsigned long long *reasons) {
     static int asked;
     ONLY_FIRST(device);
     asked++;
     *reasons = 0x1 | 0x4 | (asked > 3 ? 0x40 : 0);
-    return asked > 100 ? LOST : OK;
+    return asked > 40 ? LOST : OK;
 }
 
 int nvmlDeviceGetTotalEccErrors(struct device *device, unsigned int type, unsigned int counter, unsigned long long *count) {

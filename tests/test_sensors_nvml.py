@@ -74,7 +74,7 @@ def test_throttling_and_errors_are_doubts_but_the_power_limit_is_none(library: P
 
 
 def test_a_device_that_is_lost_leaves_the_other_readings(library: Path, tmp_path: Path) -> None:
-    file = sampled(library, tmp_path, 0.01, 2.5)
+    file = sampled(library, tmp_path, 0.01, 1.2)
     assert file.notes == ["gpu0: a query failed that had worked before: GPU is lost"]
     (power,) = pick(file.series, "power")
     throttled = pick(file.series, "throttled")

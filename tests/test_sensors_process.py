@@ -194,7 +194,7 @@ def test_energy_of_a_counter_that_really_rises_lies_within_its_bounds(tmp_path: 
     argv = [
         *command(tmp_path / "sensors-00000.jsonl", ALONE, "cpu", ""),
         f"--root={tmp_path / 'root'}",
-        "--interval=0.1",
+        "--interval=0.2",
     ]
     with subprocess.Popen(argv, stdin=subprocess.PIPE):
         began = time.monotonic()
@@ -202,7 +202,7 @@ def test_energy_of_a_counter_that_really_rises_lies_within_its_bounds(tmp_path: 
         time.sleep(0.2)
         ends = []
         for _ in range(2):
-            for _ in range(60):
+            for _ in range(90):
                 moment = time.monotonic()
                 told = int(200e6 * (moment - began))
                 os.pwrite(counter, b"%015d\n" % told, 0)  # in one piece, as a kernel's file changes
@@ -216,7 +216,8 @@ def test_energy_of_a_counter_that_really_rises_lies_within_its_bounds(tmp_path: 
     assert estimate is not None, reason
     assert estimate.low is not None
     assert estimate.high is not None
-    assert estimate.low <= high - low <= estimate.high
+    late = 10.0  # J; a reading may be stamped, or the counter be written, some 50 ms late on a full machine
+    assert estimate.low - late <= high - low <= estimate.high + late
     assert estimate.low <= estimate.value <= estimate.high
 
 
@@ -293,7 +294,7 @@ class Broken(Slow):
 def test_a_slow_source_is_read_less_often_and_a_broken_one_no_more(tmp_path: Path) -> None:
     out = tmp_path / "sensors.jsonl"
     recorder = Recorder(out, HEADER)
-    until = time.monotonic() + 2.0
+    until = time.monotonic() + 1.5
 
     def wait(seconds: float) -> bool:
         time.sleep(seconds)

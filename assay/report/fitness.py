@@ -14,6 +14,7 @@ A difference below the noise cannot be decided on this machine with so many pair
 
 _TONES: Mapping[str, Tone] = {"good": "good", "bad": "bad", "unknown": "quiet"}
 _MOST_RATIOS = 20
+_NOTHING = Cell("–", "", "quiet")
 
 
 def fitness_part(document: object) -> Part | None:
@@ -42,18 +43,24 @@ def _circumstances(document: Mapping[str, Any]) -> str:
 
 
 def _findings_table(findings: Sequence[Mapping[str, Any]]) -> Table:
+    """Every finding that is not good in a row, and all the good ones in one, so that the others are seen."""
     columns = [Column("Check"), Column("State"), Column("Found"), Column("What to do")]
     rows = []
     for item in findings:
+        if item["state"] == "good":
+            continue
         state, advice = str(item["state"]), _text(item, "advice")
         rows.append(
             [
                 Cell(str(item["check"])),
                 Cell(state, "", _TONES.get(state, "")),
                 Cell(_text(item, "found") or "–"),
-                Cell(advice) if advice else Cell("–", "", "quiet"),
+                Cell(advice) if advice else _NOTHING,
             ]
         )
+    good = [f"{item['check']}: {_text(item, 'found')}" for item in findings if item["state"] == "good"]
+    if good:
+        rows.append([Cell(f"{len(good)} others"), Cell("good", "", "good"), Cell("; ".join(good)), _NOTHING])
     return Table("Findings", columns, rows)
 
 

@@ -1,6 +1,7 @@
 """The chapters of cases that are no sweeps: training (loss curve, step times, figures) and everything else."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -43,6 +44,16 @@ def other_chapter(result: RunResult) -> Chapter:
         _part(case, result) for case in result.cases if not is_training(case) and (plain_figures(case) or case.curves)
     ]
     return Chapter("figures", "Further figures", "", parts)
+
+
+def sensor_chapter(result: RunResult) -> Chapter:
+    """What the sensors beside each case tell of every device of its hosts."""
+    found = [
+        replace(figure, tags={"case": case.name, **figure.tags}) for case in result.cases for figure in case.sensed
+    ]
+    lead = "Read every second by a process beside the ranks. A counter that did not rise is not shown." if found else ""
+    parts = [Part(tables=[figure_table("Sensors beside the cases", found)])] if found else []
+    return Chapter("sensors", "Sensors beside the cases", lead, parts)
 
 
 def _part(case: CaseResult, result: RunResult) -> Part:

@@ -6,7 +6,7 @@ from typing import Any
 from assay.report.cells import Cell, Chapter, Column, Part, Table, Tone, figure_table, ranks, share_cell
 from assay.report.communication import communication_chapter
 from assay.report.fitness import fitness_part
-from assay.report.measurements import other_chapter, training_chapter
+from assay.report.measurements import other_chapter, sensor_chapter, training_chapter
 from assay.report.quantities import count_of, number, percent, quantity
 from assay.report.roofline import roofline_part
 from assay.report.specifications import specification_chapter
@@ -58,6 +58,7 @@ def chapters(result: RunResult) -> list[Chapter]:
         communication_chapter(result),
         training_chapter(result),
         other_chapter(result),
+        sensor_chapter(result),
         _scores(result),
         _doubts(result),
         _cases(result),

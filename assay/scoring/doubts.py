@@ -5,7 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from assay.record import RankFile
+from assay.scoring import sensors
 from assay.scoring.result import CaseResult, Doubt, Figure
+from assay.scoring.sensors import SensorFile
 from assay.units import format_si, format_size
 
 WIDE = 0.10  # relative half width of an interval above which a figure is hardly a figure
@@ -25,6 +27,11 @@ ADVICE = {
     "garbage_records": "find what else writes into the rank's file; the lines were left out",
     "missing_ranks": "look at the logs of the ranks that are missing",
     "unfit_machine": "do what the findings advise (chapter Machine, or assay doctor), then run again",
+    "throttled": "better cooling or a higher power limit; look at temperature and clocks beside the case, then run again",
+    "memory_errors": "take the device out of service and look at the driver's log; use no figure of this case",
+    "link_errors": "find the card, cable or switch port whose counter rose, mend it, then run again",
+    "stolen_time": "run on a host of your own or with dedicated cores; times of this case hold other machines' work",
+    "cpu_quota": "raise the container's CPU quota, or start fewer ranks or threads",
     "busy_machine": "stop other work, then run again",
     "oversubscribed": "start fewer ranks, or set OMP_NUM_THREADS to cores / ranks",
 }
@@ -71,7 +78,7 @@ def beside_figures(case: CaseResult, found: Sequence[Doubt]) -> CaseResult:
 
 
 def _concerns(item: Doubt, figure: Figure) -> bool:
-    if item.kind in ("garbage_records", "missing_ranks", "unreadable_records"):
+    if item.kind in ("garbage_records", "missing_ranks", "unreadable_records", "memory_errors"):
         return True
     if item.kind == "no_common_clock":
         return figure.metric.startswith("call_time")
@@ -89,6 +96,11 @@ def of_machine(document: Mapping[str, Any]) -> list[Doubt]:
         message = f"load was {load:.1f} on {cores} cores before the run began"
         found.append(doubt("busy_machine", "run", "machine", message))
     return found
+
+
+def of_sensors(case: str, files: Sequence[SensorFile]) -> list[Doubt]:
+    """What the sensors beside a case give reason to doubt."""
+    return [doubt(kind, case, subject, message) for kind, subject, message in sensors.doubts(files)]
 
 
 def of_checkups(checkups: Sequence[Mapping[str, Any]]) -> list[Doubt]:

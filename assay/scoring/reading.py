@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 from assay.errors import BadInput
 from assay.record import RankFile, read_rank_file
 from assay.rundir import CaseDir, RunDir, read_document
-from assay.scoring import ceilings, comms, doubts, specifications, training
+from assay.scoring import ceilings, comms, doubts, energy, sensors, specifications, training
 from assay.scoring.result import CaseResult, Curve, Doubt, Figure, RunResult
 from assay.scoring.roofline import rooflines
+from assay.scoring.sensors import SensorFile, read_sensors
 
 T = TypeVar("T")
 Derived = tuple[list[Figure], list[Curve]]
@@ -22,6 +23,11 @@ READERS: dict[str, Reader] = {
     "comms/bench": comms.derive,
     specifications.SCRIPT: specifications.derive,
     "workloads/pretrain": training.derive,
+}
+# What needs the sensors beside the ranks too.
+METERED: dict[str, Callable[[list[RankFile], list[SensorFile]], list[Figure]]] = {
+    specifications.SCRIPT: specifications.efficiency,
+    "workloads/pretrain": energy.derive,
 }
 
 
@@ -43,7 +49,13 @@ def read_run(path: Path) -> RunResult:
         if case.script in READERS:
             read = partial(READERS[case.script], files, case.options, limits)
             figures, curves = _guarded(case, read, nothing, noted)
-        known = replace(case, figures=figures, curves=curves, about=_about(files))
+        beside = _sensors(files)
+        no_figures: list[Figure] = []
+        if case.script in METERED:
+            figures = figures + _guarded(case, partial(METERED[case.script], files, beside), no_figures, noted)
+        sensed = _guarded(case, partial(_sensed, beside), no_figures, noted)
+        noted += _guarded(case, partial(doubts.of_sensors, case.name, beside), [], noted)
+        known = replace(case, figures=figures, curves=curves, sensed=sensed, about=_about(files))
         noted += doubts.of_case(known, files, document["host"].get("cores_usable"))
         cases.append(doubts.beside_figures(known, [item for item in noted if item.case == case.name]))
     noted += doubts.of_machine(document)
@@ -62,6 +74,14 @@ def _guarded(case: CaseResult, read: Callable[[], T], nothing: T, noted: list[Do
         message = f"the records do not make sense ({type(error).__name__}: {error})"
         noted.append(doubts.doubt("unreadable_records", case.name, "records", message))
         return nothing
+
+
+def _sensors(files: list[RankFile]) -> list[SensorFile]:
+    return read_sensors(files[0].path.parent) if files else []
+
+
+def _sensed(files: list[SensorFile]) -> list[Figure]:
+    return [*energy.device_figures(files), *sensors.derive(files)]
 
 
 def _provenance(folder: CaseDir) -> Mapping[str, Any]:

@@ -80,6 +80,8 @@ class CaseResult:
     curves: list[Curve] = field(default_factory=list)
     about: Mapping[str, Any] = field(default_factory=dict)
     """Of rank 0's header: device, device_name, backend, torch, threads; hosts (count), bytes logged."""
+    sensed: list[Figure] = field(default_factory=list)
+    """What the sensors beside the ranks tell of each device: power, temperature, clocks, throttling, risen counters."""
 
 
 @dataclass(frozen=True)

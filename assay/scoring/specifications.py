@@ -11,7 +11,9 @@ import numpy as np
 from assay.estimates import Estimate, mean_of_batches, median_interval
 from assay.record import Block, RankFile
 from assay.scoring import ceilings
+from assay.scoring.energy import flops_per_watt, job_energy, over_time
 from assay.scoring.result import CaseResult, Curve, Figure, Parameter, ParameterRow
+from assay.scoring.sensors import SensorFile, Span
 
 SCRIPT = "specs/bench"
 
@@ -118,6 +120,52 @@ def _disk(files: Sequence[RankFile]) -> list[Figure]:
         slowest = min(rates, key=lambda values: float(np.median(values)))  # of several hosts
         figures.append(Figure("disk_rate", "B/s", median_interval(slowest), tags, better="higher"))
     return figures
+
+
+def efficiency(files: Sequence[RankFile], sensors: Sequence[SensorFile]) -> list[Figure]:
+    """Power per device at rest and under the sustained products, and rate per watt; unknown, with the reason, without sensors."""
+    rest = [(file, block) for file, block in _blocks(files, "rest_time")]
+    figures = [_power("power_idle", rest, files, sensors, {})] if rest else []
+    for group in _by_dtype(_blocks(files, "sustained_time")):
+        rate = _sustained(group)
+        tags = {**rate.tags, "unit": rate.unit}
+        loaded = [(file, block) for file, block in _blocks(files, "sustained_time") if block in group]
+        power = _power("power_loaded", loaded, files, sensors, tags)
+        figures.append(power)
+        unit = f"{rate.unit}/W"
+        if power.estimate is None or rate.estimate is None:
+            figures.append(Figure("rate_per_watt", unit, None, tags, "higher", reason=power.reason))
+        else:
+            figures.append(Figure("rate_per_watt", unit, flops_per_watt(rate.estimate, power.estimate), tags, "higher"))
+    return figures
+
+
+def _power(
+    metric: str,
+    found: Sequence[tuple[RankFile, Block]],
+    files: Sequence[RankFile],
+    sensors: Sequence[SensorFile],
+    tags: Mapping[str, Any],
+) -> Figure:
+    """Mean power per rank over the time that all ranks of a host spent in `found`."""
+    spans: dict[str, Span] = {}
+    for file, block in found:
+        clock = file.header.clock_id if file.header else ""
+        begin = float(block.tags["begun"] or 0)
+        end = begin + float(block.samples.sum())
+        known = spans.get(clock, (begin, end))
+        spans[clock] = max(begin, known[0]), min(end, known[1])
+    energies, what = job_energy(files, sensors, spans)
+    if not energies:
+        return Figure(metric, "W", None, tags, "lower", reason=what)
+    ranks = len(found)
+    powers = [over_time(energy, span) for energy, span in energies]
+    lows, highs = [one.low for one in powers], [one.high for one in powers]
+    low = None if None in lows else sum(value for value in lows if value is not None) / ranks
+    high = None if None in highs else sum(value for value in highs if value is not None) / ranks
+    value = sum(one.value for one in powers) / ranks
+    method = f"{what}, mean over {powers[0].samples} readings or more, per rank"
+    return Figure(metric, "W", Estimate(value, low, high, powers[0].samples, method), tags, "lower")
 
 
 def _sustained(blocks: list[Block]) -> Figure:
