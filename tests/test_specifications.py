@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from assay.results import evaluate
 from assay.scoring import specifications
 from assay.scoring.baseline import Baseline, load_baseline
 from assay.scoring.result import Figure
+from assay.scoring.sensors import SensorFile, SensorSeries
 from assay.scoring.specifications import PARAMETERS, measured, parameter_rows
 from tests.conftest import assay, torchrun
 
@@ -133,3 +135,36 @@ def test_a_run_of_them_is_a_table_and_makes_a_baseline_of_its_own(tmp_path: Path
 
 def test_a_run_without_them_has_no_table() -> None:
     assert parameter_rows([], {"fp32": 1.0}, {}) == []
+
+
+def test_power_and_rate_per_watt_come_from_the_time_under_load_alone() -> None:
+    times = np.arange(0.0, 41.0)
+    watts = np.where(times < 10.5, 50.0, 300.0)  # 10 s of rest, then work
+    header = rank(0, []).header
+    series = SensorSeries(
+        "gpu0", "power", "W", {"source": "nvml", "index": 0, "driver": "nvml"}, times, watts, "c0", "n0"
+    )
+    heat = SensorSeries("gpu0", "temperature", "degC", {"source": "nvml"}, times, times + 30, "c0", "n0")
+    sensors = [SensorFile(Path("s"), header, [series, heat], [], None, [])]
+    tags: dict[str, TagValue] = {"dtype": "float16", "work": 9e12, "ranks": 1, "loaded": "alone", "begun": 15.0}
+    assert header
+    alone = RankFile(
+        Path("r"),
+        replace(header, world=1, local_world=1),
+        [block("rest_time", [8.0], {"begun": 1.0}), block("sustained_time", [1.0] * 20, tags)],
+        [],
+        False,
+    )
+    figures = specifications.efficiency([alone], sensors)
+    found = {parameter.key: measured(parameter, figures) for parameter in PARAMETERS}
+    assert {key: figure.value for key, figure in found.items() if figure} == {
+        "power_idle": pytest.approx(50.0),
+        "power_loaded": pytest.approx(300.0),
+        "flops_per_watt": pytest.approx(9e12 / 300),
+    }
+    assert [(figure.value, figure.tags["during"]) for figure in figures if figure.metric == "temperature_max"] == [
+        (65.0, "float16")
+    ]
+    unknown = specifications.efficiency([alone], [])
+    assert {figure.value for figure in unknown} == {None}
+    assert {figure.reason for figure in unknown} == {"n0: no sensors were recorded"}

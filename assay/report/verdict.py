@@ -9,6 +9,7 @@ from assay.report.measurements import plain_figures
 from assay.report.quantities import count_of, number, size
 from assay.scoring.result import CaseResult, Figure, RunResult
 
+_FIRST = 3  # figures of a case that is neither a sweep nor a training
 _TRAINING = ("tgs", "mfu", "final_loss")
 
 
@@ -87,13 +88,19 @@ def key_figures(result: RunResult) -> list[KeyFigure]:
         passed = state_of(case) == "passed"  # what a failed case measured is in its tables, and no result
         own = [*_of_sweeps(case, found), *_of_training(case)] if passed else []
         if not own and passed:
-            own = [KeyFigure(case.name, metric_label(f.metric), f, figure_cell(f)) for f in plain_figures(case)[:2]]
+            known = [figure for figure in plain_figures(case) if figure.estimate is not None]
+            own = [KeyFigure(case.name, _words(figure), figure, figure_cell(figure)) for figure in known[:_FIRST]]
         # A case may pass without a figure of its own: it measured the ceilings.
         if not passed:
             reason = (case.status.reason if case.status else None) or "the case recorded no figure"
             own = [KeyFigure(case.name, state_of(case), None, Cell("NA", reason, "quiet"))]
         rows += own
     return rows
+
+
+def _words(figure: Figure) -> str:
+    """The figure's name, and the element type where it has one."""
+    return " ".join(str(word) for word in (metric_label(figure.metric), figure.tags.get("dtype")) if word)
 
 
 def _of_sweeps(case: CaseResult, found: list[Sweep]) -> Iterator[KeyFigure]:

@@ -4,6 +4,7 @@ The table follows the evaluation report 0.2.1, table 4, which is shown and not s
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ from assay.scoring import ceilings
 from assay.scoring.energy import flops_per_watt, job_energy, over_time
 from assay.scoring.result import CaseResult, Curve, Figure, Parameter, ParameterRow
 from assay.scoring.sensors import SensorFile, Span
+from assay.scoring.sensors import derive as of_devices
 
 SCRIPT = "specs/bench"
+_WENT_WITH_IT = ("temperature_max", "clock_min", "clock_median", "throttled_share")
 
 
 PARAMETERS = (
@@ -123,21 +126,35 @@ def _disk(files: Sequence[RankFile]) -> list[Figure]:
 
 
 def efficiency(files: Sequence[RankFile], sensors: Sequence[SensorFile]) -> list[Figure]:
-    """Power per device at rest and under the sustained products, and rate per watt; unknown, with the reason, without sensors."""
-    rest = [(file, block) for file, block in _blocks(files, "rest_time")]
+    """Power per device at rest and under the sustained products, rate per watt, and the heat and clocks that went with it.
+
+    Unknown, with the reason, without sensors.
+    """
+    rest = _blocks(files, "rest_time")
     figures = [_power("power_idle", rest, files, sensors, {})] if rest else []
-    for group in _by_dtype(_blocks(files, "sustained_time")):
+    found = _blocks(files, "sustained_time")
+    for group in _by_dtype(found):
+        name = group[0].tags.get("dtype")
+        loaded = [(file, block) for file, block in found if block.tags.get("dtype") == name]
         rate = _sustained(group)
         tags = {**rate.tags, "unit": rate.unit}
-        loaded = [(file, block) for file, block in _blocks(files, "sustained_time") if block in group]
         power = _power("power_loaded", loaded, files, sensors, tags)
-        figures.append(power)
-        unit = f"{rate.unit}/W"
-        if power.estimate is None or rate.estimate is None:
-            figures.append(Figure("rate_per_watt", unit, None, tags, "higher", reason=power.reason))
-        else:
-            figures.append(Figure("rate_per_watt", unit, flops_per_watt(rate.estimate, power.estimate), tags, "higher"))
+        per_watt = flops_per_watt(rate.estimate, power.estimate) if rate.estimate and power.estimate else None
+        figures += [power, Figure("rate_per_watt", f"{rate.unit}/W", per_watt, tags, "higher", reason=power.reason)]
+        beside = [figure for figure in of_devices(sensors, _spans(loaded)) if figure.metric in _WENT_WITH_IT]
+        figures += [replace(figure, tags={**figure.tags, "during": name}) for figure in beside]
     return figures
+
+
+def _spans(found: Sequence[tuple[RankFile, Block]]) -> dict[str, Span]:
+    """clock_id → the time that all ranks on that clock spent in `found`."""
+    spans: dict[str, Span] = {}
+    for file, block in found:
+        clock = file.header.clock_id if file.header else ""
+        begin = float(block.tags["begun"] or 0)
+        known = spans.get(clock, (begin, begin + float(block.samples.sum())))
+        spans[clock] = max(begin, known[0]), min(begin + float(block.samples.sum()), known[1])
+    return spans
 
 
 def _power(
@@ -148,22 +165,13 @@ def _power(
     tags: Mapping[str, Any],
 ) -> Figure:
     """Mean power per rank over the time that all ranks of a host spent in `found`."""
-    spans: dict[str, Span] = {}
-    for file, block in found:
-        clock = file.header.clock_id if file.header else ""
-        begin = float(block.tags["begun"] or 0)
-        end = begin + float(block.samples.sum())
-        known = spans.get(clock, (begin, end))
-        spans[clock] = max(begin, known[0]), min(end, known[1])
-    energies, what = job_energy(files, sensors, spans)
+    energies, what = job_energy(files, sensors, _spans(found))
     if not energies:
         return Figure(metric, "W", None, tags, "lower", reason=what)
-    ranks = len(found)
     powers = [over_time(energy, span) for energy, span in energies]
-    lows, highs = [one.low for one in powers], [one.high for one in powers]
-    low = None if None in lows else sum(value for value in lows if value is not None) / ranks
-    high = None if None in highs else sum(value for value in highs if value is not None) / ranks
-    value = sum(one.value for one in powers) / ranks
+    ends = [[one.low for one in powers], [one.high for one in powers]]
+    low, high = (None if None in end else sum(bound for bound in end if bound is not None) / len(found) for end in ends)
+    value = sum(one.value for one in powers) / len(found)
     method = f"{what}, mean over {powers[0].samples} readings or more, per rank"
     return Figure(metric, "W", Estimate(value, low, high, powers[0].samples, method), tags, "lower")
 
