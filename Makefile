@@ -41,6 +41,8 @@ bench: $(TESTED)
 	$(BIN)/python benchmarks/instrumentation.py
 	$(BIN)/python benchmarks/reading.py
 	$(BIN)/python benchmarks/step_loop.py
+	$(BIN)/python benchmarks/ceilings.py
+	$(BIN)/python benchmarks/sampling.py
 
 $(VENV)/bin/python:
 ifeq ($(SYSTEM_TORCH),1)

@@ -29,7 +29,7 @@ def test_every_room_stands_in_the_design() -> None:
 
 
 def test_commands_in_script_heads_name_options_that_exist() -> None:
-    for script in ("comms/bench.py", "specs/limits.py", "workloads/pretrain.py"):
+    for script in ("comms/bench.py", "specs/bench.py", "specs/limits.py", "specs/noise.py", "workloads/pretrain.py"):
         text = (ROOT / script).read_text()
         used = set(re.findall(r"(?<=\s)(--[a-z-]+)", text.split('"""')[1])) - {"--nproc-per-node"}
         argv = [sys.executable, str(ROOT / script), "--help"]
