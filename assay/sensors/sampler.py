@@ -57,7 +57,7 @@ class Channel:
         self._rows.append(readings)  # sorted into series when they are written: that is cheaper than at every tick
 
     def spacing(self, interval: float) -> float:
-        """Seconds until the next reading, for ticks `interval` s apart."""
+        """Seconds until the next reading, in whole ticks `interval` s apart."""
         least = max(interval, self.source.period)
         if not self._costs:
             return least
@@ -66,7 +66,8 @@ class Channel:
             least = max(least, self.cost / BUSY_SHARE)
         if len(self._costs) == self._costs.maxlen:  # the first readings are dearer than the rest
             least = max(least, interval * sorted(cpu for _, cpu in self._costs)[len(self._costs) // 2] / CPU_A_TICK)
-        return max(interval, self.source.period, min(least, LONGEST))
+        least = max(interval, self.source.period, min(least, LONGEST))
+        return math.ceil(least / interval - 0.001) * interval
 
     def lines(self) -> list[str]:
         """The encoded blocks since the last call: notes, stamps, then the series. Forgets them."""
