@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 
 from assay.device import Device
@@ -11,7 +12,7 @@ from assay.machine import last_level_cache
 
 LEAST_CPU, ON_ACCELERATOR = 64 << 20, 1 << 30  # bytes per buffer
 BEYOND_CACHE = 4  # all buffers of a kind together are so many times the last cache, as STREAM asks for
-PIECE = 64 << 20  # a sample on a CPU: long enough to be timed, short enough to have many
+PIECE = 256 << 20  # a call on a CPU: so long that threads which wait for each other at its end do not count
 SHARE_OF_FREE = 8  # a buffer takes no more than this part of the free memory, and no rank more than its own of that
 
 
@@ -87,6 +88,9 @@ def link(device: Device, pair: tuple[int, int], count: int, *, both_ways: bool) 
 
 def _filled(device: Device, count: int) -> torch.Tensor:
     # Written once: memory that was never touched is one page of zeros, and copies of it come out of a cache.
+    if device.type == "cpu":
+        # numpy asks the kernel for huge pages, torch does not; a ceiling must not be that of the page tables.
+        return torch.from_numpy(np.ones(count // 4, dtype=np.float32))
     return torch.ones(count // 4, device=device.torch_device)
 
 
