@@ -9,10 +9,8 @@ import sys
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import psutil
-
 from assay.errors import BadInput
-from assay.machine import cpu_model
+from assay.machine import cpu_model, memory_left
 
 if TYPE_CHECKING:
     import torch
@@ -83,9 +81,8 @@ class HostDevice:
         """Nothing is outstanding."""
 
     def memory(self) -> Memory:
-        """The host's memory that can be had without swapping, and all of it."""
-        memory = psutil.virtual_memory()
-        return Memory(memory.available, memory.total)
+        """The host's memory, as far as this process's control groups allow."""
+        return Memory(*memory_left())
 
     def peak_memory(self) -> int | None:
         """Peak resident set in bytes (the kernel counts KiB, macOS bytes)."""
@@ -125,7 +122,10 @@ class Accelerator:
     def memory(self) -> Memory:
         """What the driver tells, through torch's module of the device."""
         ask = getattr(self._module, "mem_get_info", None)
-        return Memory(*map(int, ask(self.index))) if ask else Memory(None, None)
+        try:
+            return Memory(*map(int, ask(self.index))) if ask else Memory(None, None)
+        except RuntimeError:  # torch.xpu has the function on every GPU, but its driver answers on some only
+            return Memory(None, None)
 
     def peak_memory(self) -> int | None:
         """Peak of the caching allocator in bytes, None where the backend has no such count."""

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ import psutil
 
 # Settings that change what is measured. Everything else stays private.
 _MATTERS = re.compile(
-    r"(NCCL|GLOO|UCX|UCC|HCCL|CNCL|MCCL|OMP|MKL|KMP|SLURM|OMPI|TORCH|TORCHELASTIC|CUDA|HIP|ROCR|ASCEND|XPU|ASSAY)_\w+"
-    r"|MASTER_(ADDR|PORT)|LD_PRELOAD|PYTORCH_\w+"
+    r"(NCCL|GLOO|UCX|UCC|HCCL|CNCL|MCCL|OMP|GOMP|MKL|KMP|DNNL|ONEDNN|ATEN|OPENBLAS|BLIS|SLURM|OMPI|TORCH|TORCHELASTIC|CUDA|NVIDIA|HIP|HSA|ROCR|GPU|ASCEND|XPU|ZE|ASSAY)_\w+"
+    r"|MASTER_(ADDR|PORT)|LD_PRELOAD|LD_LIBRARY_PATH|PYTORCH_\w+"
 )
 _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|_KEY$", re.IGNORECASE)
 
@@ -97,18 +97,54 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1
 
 
-def last_level_cache() -> int | None:
-    """Bytes of the largest cache of the first processor, None where the system does not tell. Other cores may share it."""
-    sizes = []
-    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        match = re.fullmatch(r"(\d+)([KM]?)", file.read_text().strip())
-        if match:
-            sizes.append(int(match[1]) * {"": 1, "K": 1 << 10, "M": 1 << 20}[match[2]])
-    return max(sizes, default=None)
+def last_level_caches(root: Path = Path("/sys/devices/system/cpu")) -> int | None:
+    """Bytes of all caches of the highest level together, None where the system does not tell. Other guests may share them."""
+    found: dict[tuple[int, str], int] = {}
+    for folder in root.glob("cpu[0-9]*/cache/index*"):
+        try:
+            level, size, shared = ((folder / name).read_text().strip() for name in ("level", "size", "shared_cpu_list"))
+        except OSError:
+            continue
+        match = re.fullmatch(r"(\d+)([KM]?)", size)
+        if match and level.isdigit():
+            found[int(level), shared] = int(match[1]) * {"": 1, "K": 1 << 10, "M": 1 << 20}[match[2]]
+    highest = max((level for level, _ in found), default=0)
+    return sum(size for (level, _), size in found.items() if level == highest) or None
+
+
+def memory_left(root: Path = Path("/")) -> tuple[int, int]:
+    """Bytes that can still be had without swapping, and all there is, within this process's control groups."""
+    memory = psutil.virtual_memory()
+    free, total = memory.available, memory.total
+    for limit, used in _memory_groups(root):
+        try:
+            allowed, taken = int(limit.read_text()), int(used.read_text())
+        except (OSError, ValueError):  # "max", or no such controller
+            continue
+        free, total = min(free, max(0, allowed - taken)), min(total, allowed)
+    return free, total
+
+
+def _memory_groups(root: Path) -> Iterator[tuple[Path, Path]]:
+    # Seen from inside a container, its own group is often the root of what is mounted.
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        base = root / "sys/fs/cgroup" / ("memory" if controllers else "")
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
+        own = base / path.lstrip("/")
+        for folder in (own, *(parent for parent in own.parents if parent == base or base in parent.parents)):
+            yield folder / names[0], folder / names[1]
 
 
 def accelerators() -> list[str]:
-    """PCI address and vendor:device of every display or accelerator on the bus; no driver and no torch is asked."""
+    """PCI address, vendor:device and driver with its version of every display or accelerator; torch is not asked."""
     found = []
     for folder in sorted(Path("/sys/bus/pci/devices").glob("*")):
         try:
@@ -116,8 +152,16 @@ def accelerators() -> list[str]:
         except OSError:
             continue
         if kind.startswith(("0x03", "0x12")):
-            found.append(f"{folder.name} {vendor}:{product}")
+            found.append(f"{folder.name} {vendor}:{product} {_driver(folder)}")
     return found
+
+
+def _driver(folder: Path) -> str:
+    try:
+        name = (folder / "driver").readlink().name
+        return f"{name} {Path(f'/sys/module/{name}/version').read_text().strip()}"
+    except OSError:
+        return "no driver version"
 
 
 def clock_id() -> str:

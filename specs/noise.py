@@ -86,9 +86,8 @@ def held_memory(here: Session) -> None:
     """Record the accelerator's memory before anything of ours is in it: what is held then is held by others."""
     if here.device.type == "cpu":
         return
-    ask = getattr(torch.get_device_module(here.device.torch_device), "mem_get_info", None)
-    free, total = ask(here.device.torch_device) if ask else (None, None)
-    reason = None if ask else "torch's module of this device has no mem_get_info"
+    free, total = here.device.memory()
+    reason = "neither the driver nor torch tells it" if free is None else None
     here.recorder.block("device_memory_free", "B", [free], reason=reason)
     here.recorder.block("device_memory_total", "B", [total], reason=reason)
 

@@ -90,10 +90,13 @@ def examine(
     python: str | None = None,
     limit: float = LIMIT_SECONDS,
 ) -> Checkup:
-    """Check the host below `root` and run the A/A noise case on `device`. Takes some seconds; raises nothing of its own.
+    """Check the host below `root` and run the A/A noise case on `device`. Takes some seconds.
 
     out: where the run will go; env: the environment that is judged (this process's without it); python: the interpreter
     of the noise run; limit: seconds after which that is ended.
+
+    Raises BadInput if torch does not offer `device`. A suite then stops before its first case, each of which would end
+    with the same sentence. Nothing else is raised: any other failure of the noise run is a finding.
     """
     when, begun = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.monotonic()
     host = Host(root) if env is None else Host(root, env)

@@ -1,5 +1,6 @@
 """Check of the versions that everything rests on."""
 
+import platform
 import re
 from importlib import metadata
 
@@ -26,4 +27,4 @@ def torch(version: str | None) -> Finding:
         return Finding("torch", "unknown", f"version {version!r} is not understood")
     if (int(match[1]), int(match[2])) < OLDEST_TORCH:
         return Finding("torch", "bad", f"{version} is too old", f"install torch {oldest} or newer")
-    return Finding("torch", "good", version)
+    return Finding("torch", "good", f"{version}, Python {platform.python_version()}")

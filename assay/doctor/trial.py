@@ -9,17 +9,18 @@ from pathlib import Path
 from assay import machine
 from assay.doctor.finding import Finding
 from assay.doctor.noise import Noise, noise_of
-from assay.errors import AssayError, RunFailed
+from assay.errors import BAD_INPUT_EXIT, AssayError, BadInput, RunFailed
 from assay.launchers import local
 from assay.launchers.local import Command, Outcome, script_path
 from assay.options.base import command_line
 from assay.options.noise import NoiseOptions
 from assay.record import Block, read_rank_file
+from assay.sensors.sidecar import VARIABLE as SENSORS
 
 SCRIPT = "specs/noise"
 LIMIT_SECONDS = 60.0  # two for the cases; the rest is for importing torch from a slow network file system
-# One rank by itself, whatever launcher this process is below.
-_ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+# One rank by itself, whatever launcher this process is below, and no sampling beside it: that would be noise of ours.
+_ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", SENSORS: "off"}
 
 
 @dataclass(frozen=True)
@@ -35,26 +36,42 @@ class Trial:
 
 def command(device: str, out: Path, python: str, env: Mapping[str, str]) -> Command:
     """What is started: one rank with every core, as a case of one rank would be."""
-    argv = [python, str(script_path(SCRIPT)), *command_line(NoiseOptions(device=device, out=out))]
+    # One rank talks to nobody. Asking torch for the device's default backend could fail for nothing.
+    options = NoiseOptions(device=device, out=out, backend="none")
+    argv = [python, str(script_path(SCRIPT)), *command_line(options)]
     threads = env.get("OMP_NUM_THREADS") or str(machine.usable_cores())
     return Command(argv, {**_ALONE, "OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"})
 
 
 def run_trial(device: str, python: str | None = None, limit: float = LIMIT_SECONDS) -> Trial:
-    """Run it to its end or the limit (s). Whatever goes wrong is the trial's finding.
+    """Run it to its end or the limit (s). Whatever goes wrong is the trial's finding, but for one thing.
 
     python: the interpreter; the present one without it. Everything started has ended when this returns or raises.
+    Raises BadInput, with the script's own sentence, if torch does not offer the device: that says nothing about the
+    machine.
     """
     try:
         with tempfile.TemporaryDirectory(prefix="assay-doctor-") as folder:
             path = Path(folder)
             started = command(device, path / "records", python or machine.python(), os.environ)
             outcome = local.run(started, path, limit, None, lambda line: None)
+            absent = _absent_device(outcome)
+            if absent is not None:
+                raise BadInput(absent)
             if outcome.timed_out or outcome.exit_code != 0:
                 return Trial(finding=_failure(outcome, limit, path / "stderr.log"))
             return _read(path / "records" / "rank-00000.jsonl")
+    except BadInput:
+        raise
     except (AssayError, OSError) as error:
         return Trial(finding=Finding("noise", "bad", str(error), "mend that first: python specs/noise.py shows more"))
+
+
+def _absent_device(outcome: Outcome) -> str | None:
+    # Other input that the script may refuse (its folder, say) is not the user's: he gave nothing but the device.
+    sentence = (outcome.sentence or "").removeprefix("rank 0: ")
+    refused = outcome.exit_code == BAD_INPUT_EXIT and sentence.startswith("--device ")
+    return sentence if refused else None
 
 
 def _failure(outcome: Outcome, limit: float, log: Path) -> Finding:

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+import psutil
+
 from assay.clock import now
 
 PIECE = 16 << 20  # bytes per write or read: what checkpoint writers use; a multiple of every disk's block
-CACHED = 0.05  # share of a file in the page cache from which on a "direct" read was none
+CACHED = 0.05  # share of a file in the page cache from which on "direct" access was none
 
 Way = Literal["write_fsync", "write_direct", "read_direct"]
 WAYS: tuple[Way, ...] = ("write_fsync", "write_direct", "read_direct")
@@ -29,18 +31,31 @@ def time_pass(folder: Path, way: Way, count: int) -> float:
     read_direct: with O_DIRECT, of a file that was written and synced before, untimed.
     Raises NoDisk, with the reason, where the file system refuses; OSError never escapes.
     """
+    if is_in_memory(folder):
+        raise NoDisk(f"{folder} lies in memory, on no disk")
     path = folder / f".assay-disk-{os.getpid()}"
     try:
         with _removed_afterwards(path), mmap.mmap(-1, PIECE) as piece:
             piece.write(os.urandom(PIECE))  # zeros, or the same page again, would be compressed by some file systems
-            if way != "read_direct":
-                return _write(path, piece, count, direct=way == "write_direct")
-            _write(path, piece, count, direct=True)
-            return _read(path, piece, count)
+            seconds = _write(path, piece, count, direct=way != "write_fsync")
+            if way == "write_fsync":
+                return seconds
+            if way == "read_direct":
+                seconds = _read(path, piece, count)
+            if cached_share(path) > CACHED:
+                raise NoDisk(f"{folder}: direct access went through the page cache; it tells nothing of the disk")
+            return seconds
     except OSError as error:
         if error.errno == errno.EINVAL:
             raise NoDisk(f"the file system of {folder} has no direct access (O_DIRECT)") from None
         raise NoDisk(f"{folder}: {(error.strerror or str(error)).lower()}") from None
+
+
+def is_in_memory(folder: Path) -> bool:
+    """Whether the folder's file system keeps its files in memory alone."""
+    there = folder.resolve()
+    mounts = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
+    return next((mounts[at] for at in (there, *there.parents) if at in mounts), "") in ("tmpfs", "ramfs", "devtmpfs")
 
 
 def cached_share(path: Path) -> float:
@@ -89,8 +104,6 @@ def _read(path: Path, piece: mmap.mmap, count: int) -> float:
         seconds = now() - begun
     finally:
         os.close(file)
-    if cached_share(path) > CACHED:
-        raise NoDisk(f"{path.parent}: direct reads went through the page cache; they are none of the disk")
     return seconds
 
 

@@ -1,6 +1,7 @@
 """Copies and triads in a device's memory, between host and device, and between the devices of a host."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -8,18 +9,18 @@ import torch
 
 from assay.device import Device
 from assay.limits.timing import Work
-from assay.machine import last_level_cache
+from assay.machine import last_level_caches
 
 LEAST_CPU, ON_ACCELERATOR = 64 << 20, 1 << 30  # bytes per buffer
-BEYOND_CACHE = 4  # all buffers of a kind together are so many times the last cache, as STREAM asks for
-PIECE = 256 << 20  # a call on a CPU: so long that threads which wait for each other at its end do not count
+BEYOND_CACHE = 4  # all buffers of a kind together are so many times the last caches, as STREAM asks for
+PIECE = 256 << 20  # bytes per call on a CPU: so long that threads which wait for each other at its end do not count
 SHARE_OF_FREE = 8  # a buffer takes no more than this part of the free memory, and no rank more than its own of that
 
 
 def buffer_bytes(device: Device, local_ranks: int) -> int:
     """Bytes per buffer, a multiple of 4 KiB, such that no cache holds what is copied with `local_ranks` ranks at work."""
     if device.type == "cpu":
-        wanted = max(LEAST_CPU, BEYOND_CACHE * (last_level_cache() or 0) // local_ranks)
+        wanted = max(LEAST_CPU, BEYOND_CACHE * (last_level_caches() or 0) // local_ranks)
         free = (device.memory().free or wanted * SHARE_OF_FREE) // local_ranks
     else:
         wanted = ON_ACCELERATOR
@@ -28,17 +29,29 @@ def buffer_bytes(device: Device, local_ranks: int) -> int:
 
 
 def copy(device: Device, count: int) -> Work:
-    """Copying from one buffer of `count` bytes to another of the same memory, piece by piece.
+    """Copying from one buffer of `count` bytes to another of the same memory, on a CPU piece by piece.
 
-    Bytes are counted twice, once read and once written: STREAM's convention.
+    Bytes are counted twice, once read and once written: STREAM's convention. A CPU copies with the C library's memcpy in
+    as many threads as torch uses: it writes past the caches, and does not read first what it is going to overwrite.
     """
-    pieces = _pieces(device, _filled(device, count), _filled(device, count))
-    return Work(_in_turn([partial(target.copy_, source) for source, target in pieces]), 2 * pieces[0][0].nbytes)
+    source, target = _filled(device, count), _filled(device, count)
+    if device.type != "cpu":
+        return Work(partial(target.copy_, source), 2 * source.nbytes)
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads)
+
+    def copied(pair: tuple[torch.Tensor, torch.Tensor]) -> Callable[[], object]:
+        parts = list(zip(*(np.array_split(side.numpy(), threads) for side in pair), strict=True))
+        return lambda: [done.result() for done in [pool.submit(np.copyto, to, of) for to, of in parts]]
+
+    pieces = [(piece[0], piece[1]) for piece in _pieces(target, source)]
+    return Work(_in_turn([copied(pair) for pair in pieces]), 2 * pieces[0][0].nbytes)
 
 
 def triad(device: Device, count: int) -> Work:
-    """STREAM's triad a = b + s·c on float32 buffers of `count` bytes, piece by piece; two are read, one is written."""
-    pieces = _pieces(device, *(_filled(device, count) for _ in range(3)))
+    """STREAM's triad a = b + s·c on float32 buffers of `count` bytes, on a CPU piece by piece; two are read, one is written."""
+    buffers = [_filled(device, count) for _ in range(3)]
+    pieces = _pieces(*buffers) if device.type == "cpu" else [tuple(buffers)]
     works = [partial(torch.add, b, c, alpha=3.0, out=a) for a, b, c in pieces]
     return Work(_in_turn(works), 3 * pieces[0][0].nbytes)
 
@@ -75,6 +88,7 @@ def link(device: Device, pair: tuple[int, int], count: int, *, both_ways: bool) 
     back, returned = torch.ones_like(received), torch.ones_like(sent)
     module = torch.get_device_module(device.type)
     outward, homeward = module.Stream(device=here), module.Stream(device=there)
+    idle()  # the buffers are filled on other streams than these
 
     def exchange() -> None:
         with module.stream(outward):
@@ -94,13 +108,11 @@ def _filled(device: Device, count: int) -> torch.Tensor:
     return torch.ones(count // 4, device=device.torch_device)
 
 
-def _pieces(device: Device, *buffers: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
-    """The buffers cut alike: on a CPU into pieces, elsewhere left whole."""
-    if device.type != "cpu":
-        return [tuple(buffers)]
+def _pieces(*buffers: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+    """The buffers cut alike into pieces of one size; what remains behind the last whole one is left alone."""
     length = min(PIECE // 4, buffers[0].numel())
-    count = buffers[0].numel() // length
-    return [tuple(buffer[index * length : (index + 1) * length] for buffer in buffers) for index in range(count)]
+    starts = range(0, buffers[0].numel() - length + 1, length)
+    return [tuple(buffer[start : start + length] for buffer in buffers) for start in starts]
 
 
 def _in_turn(works: Sequence[Callable[[], object]]) -> Callable[[], object]:
