@@ -8,15 +8,12 @@ one host share its memory and power. All of them take turns, so that each is see
 that a device can do is measured by specs/bench.py.
 """
 
-from assay.limits.ceilings import Ceiling, from_first, measure, tell
+from assay.limits.ceilings import SEARCH, TURNS, Ceiling, fastest_products, from_first, measure, tell
 from assay.limits.memory import buffer_bytes, copy
-from assay.limits.products import KINDS, Kind, Shape, fastest, product, search, shapes_for
+from assay.limits.products import Shape
 from assay.options import LimitsOptions, parse_command_line
 from assay.progress import progress_line
 from assay.ranks import Session, session
-
-TURNS = 6  # the fewest that can carry an interval
-SEARCH = 0.03  # of --seconds, for each shape that is tried
 
 
 def limits(options: LimitsOptions, here: Session) -> None:
@@ -37,23 +34,12 @@ def limits(options: LimitsOptions, here: Session) -> None:
 
 def ceilings(options: LimitsOptions, here: Session) -> list[Ceiling]:
     """What is measured, in order."""
+    side = options.gemm_size
+    shapes = [Shape(side, side, side)] if side else []
+    found = fastest_products(here, options.dtypes, SEARCH * options.seconds, shapes)
     count = options.copy_bytes or from_first(here, buffer_bytes(here.device, here.world.local_size))
-    products = [fastest_product(here, KINDS[name], options) for name in options.dtypes]
-    return [*products, Ceiling("copy_time", "B/s", copy(here.device, count), {"bytes": count})]
-
-
-def fastest_product(here: Session, kind: Kind, options: LimitsOptions) -> Ceiling:
-    """The ceiling of matrix products of one type, in the shape that rank 0 found fastest."""
-    if options.gemm_size:
-        shape = Shape(options.gemm_size, options.gemm_size, options.gemm_size)
-    else:
-        # Rank 0 searches for all, while nothing else runs.
-        tried = (
-            search(here.device, kind, shapes_for(here.device), SEARCH * options.seconds) if here.world.is_first else []
-        )
-        shape = from_first(here, fastest(tried)[0] if tried else Shape(0, 0, 0))
-    work = product(here.device, kind, shape)
-    return Ceiling("gemm_time", kind.unit, work, {"dtype": kind.name, "shape": str(shape)})
+    copied = Ceiling("copy_time", "B/s", copy(here.device, count), {"bytes": count})
+    return [*(best.ceiling(here, "gemm_time") for best in found), copied]
 
 
 if __name__ == "__main__":

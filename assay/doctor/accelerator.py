@@ -1,7 +1,7 @@
 """Checks of the accelerator: who else uses it, and what slows its clock. NVML is asked where pynvml is installed."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -9,27 +9,27 @@ from typing import Any
 from assay.doctor.finding import Finding, share
 from assay.doctor.host import Host
 from assay.report.quantities import count_of
+from assay.sensors.nvml import NO_FAULT, THROTTLE_REASONS, all_devices, as_text, visible
 from assay.units import format_si
 
 BUSY_BAD = 0.05  # share of the time in which a kernel of others ran; what is measured shares the device with them
 # torch's own context on the device, made by the noise run that reads this, takes about half a GB.
 HELD_WARN = 1 << 30
 
-# Bits of NVML's clock event reasons that mean trouble (nvml.h, nvmlClocksEventReason…). A power cap is how a card
-# normally runs at full load; these are not.
-_SLOWDOWNS = {0x08: "hardware slowdown", 0x20: "software thermal slowdown", 0x40: "hardware thermal slowdown", 0x80: "power brake"}  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU as NVML shows it. users: processes that compute on it; busy: share of the time; None: not told."""
+    """One GPU as NVML shows it. users: processes that compute on it; busy: share of the time; None: not told.
+
+    slowdowns: why its clock is held back now, as far as that is a fault.
+    """
 
     index: int
     name: str
     uuid: str
-    users: tuple[int, ...]
+    users: tuple[int, ...] | None
     busy: float | None
-    slowdowns: tuple[str, ...]
+    slowdowns: tuple[str, ...] | None
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,10 @@ def read_nvml() -> Gpus:
     except nvml.NVMLError as error:
         return Gpus(None, (), f"NVML: {error}")
     try:
-        driver = str(nvml.nvmlSystemGetDriverVersion())
-        return Gpus(driver, tuple(_read(nvml, index) for index in range(nvml.nvmlDeviceGetCount())))
+        driver = None
+        with contextlib.suppress(nvml.NVMLError):
+            driver = as_text(nvml.nvmlSystemGetDriverVersion())
+        return Gpus(driver, tuple(_read(nvml, index, *one) for index, one in enumerate(all_devices(nvml))))
     except nvml.NVMLError as error:
         return Gpus(None, (), f"NVML: {error}")
     finally:
@@ -61,22 +63,24 @@ def read_nvml() -> Gpus:
             nvml.nvmlShutdown()
 
 
-def _read(nvml: Any, index: int) -> Gpu:
-    handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    busy = mask = None
-    # Neither is told for a slice of a GPU (MIG) or by old cards.
-    with contextlib.suppress(nvml.NVMLError):
-        busy = nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
-    with contextlib.suppress(nvml.NVMLError):
-        mask = int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
-    return Gpu(
-        index=index,
-        name=str(nvml.nvmlDeviceGetName(handle)),
-        uuid=str(nvml.nvmlDeviceGetUUID(handle)),
-        users=tuple(process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)),
-        busy=busy,
-        slowdowns=tuple(name for bit, name in _SLOWDOWNS.items() if mask is not None and mask & bit),
-    )
+def _read(nvml: Any, index: int, handle: Any, about: Mapping[str, str]) -> Gpu:
+    users = busy = slowdowns = None
+    # Any of it may be refused: of a slice of a GPU (MIG), of an old card, of one that is lost.
+    if handle is not None:
+        with contextlib.suppress(nvml.NVMLError):
+            users = tuple(process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle))
+        with contextlib.suppress(nvml.NVMLError):
+            busy = nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
+        with contextlib.suppress(nvml.NVMLError):
+            bits = int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
+            slowdowns = tuple(name for name, bit in THROTTLE_REASONS.items() if bits & bit and name not in NO_FAULT)
+    return Gpu(index, about["name"], about.get("uuid", ""), users, busy, slowdowns)
+
+
+def _ours(host: Host, seen: Gpus) -> list[Gpu]:
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves to a run."""
+    about = [{"name": gpu.name, "uuid": gpu.uuid} for gpu in seen.gpus]
+    return [seen.gpus[number] for number, _ in visible(about, host.env)]
 
 
 def device_users(host: Host, seen: Gpus) -> Finding:
@@ -85,10 +89,14 @@ def device_users(host: Host, seen: Gpus) -> Finding:
         return Finding("device users", "unknown", "no NVIDIA driver here; other vendors' users are not looked for")
     if seen.reason is not None:
         return Finding("device users", "unknown", seen.reason)
-    ours = visible(seen.gpus, host.env)
+    ours = _ours(host, seen)
     taken = [gpu for gpu in ours if gpu.users or (gpu.busy or 0) > BUSY_BAD]
+    silent = [str(gpu.index) for gpu in ours if gpu.users is None]
+    if not taken and silent:
+        return Finding("device users", "unknown", f"GPU {', '.join(silent)}: the driver does not tell who uses it")
     if not taken:
-        return Finding("device users", "good", f"none on {count_of(len(ours), 'GPU')}, driver {seen.driver}")
+        driver = seen.driver or "of unknown version"
+        return Finding("device users", "good", f"none on {count_of(len(ours), 'GPU')}, driver {driver}")
     found = "; ".join(_use(gpu) for gpu in taken[:4]) + ("; …" if len(taken) > 4 else "")
     busy = any((gpu.busy or 0) > BUSY_BAD for gpu in taken)
     advice = "end those processes (nvidia-smi shows them), or choose free GPUs with CUDA_VISIBLE_DEVICES"
@@ -96,41 +104,25 @@ def device_users(host: Host, seen: Gpus) -> Finding:
 
 
 def _use(gpu: Gpu) -> str:
-    users = ", ".join(map(str, gpu.users[:4])) + (", …" if len(gpu.users) > 4 else "")
-    who = f"pid {users}" if gpu.users else "processes that cannot be seen from here"
+    pids = gpu.users or ()
+    users = ", ".join(map(str, pids[:4])) + (", …" if len(pids) > 4 else "")
+    who = f"pid {users}" if pids else "processes that cannot be seen from here"
     return f"GPU {gpu.index}: {who}" + (f", {share(gpu.busy)} busy" if gpu.busy is not None else "")
 
 
 def device_clocks(host: Host, seen: Gpus) -> Finding | None:
-    """Whether heat or power slows a GPU down that should rest now; None where NVML tells of none."""
-    slowed = [f"GPU {gpu.index}: {', '.join(gpu.slowdowns)}" for gpu in visible(seen.gpus, host.env) if gpu.slowdowns]
+    """Whether heat or power slows a GPU down that should rest now; None where there is none of ours."""
+    ours = _ours(host, seen)
+    slowed = [f"GPU {gpu.index}: {', '.join(gpu.slowdowns)}" for gpu in ours if gpu.slowdowns]
     if slowed:
         advice = "check cooling and power supply (nvidia-smi -q -d PERFORMANCE)"
         return Finding("device clocks", "bad", "; ".join(slowed[:4]), advice)
-    return Finding("device clocks", "good", "nothing slows them down") if seen.gpus else None
-
-
-def visible(gpus: Sequence[Gpu], env: Mapping[str, str]) -> list[Gpu]:
-    """The GPUs that CUDA_VISIBLE_DEVICES leaves to a run; all where that cannot be told apart.
-
-    Numbers count in CUDA's own order, which is NVML's where all cards are of one kind or CUDA_DEVICE_ORDER says so.
-    """
-    text = env.get("CUDA_VISIBLE_DEVICES")
-    if text is None:
-        return list(gpus)
-    same_order = len({gpu.name for gpu in gpus}) == 1 or env.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
-    chosen = list(_chosen(gpus, text, same_order))
-    return list(gpus) if None in chosen else [gpu for gpu in chosen if gpu is not None]
-
-
-def _chosen(gpus: Sequence[Gpu], text: str, same_order: bool) -> Iterator[Gpu | None]:
-    for word in filter(None, (part.strip() for part in text.split(","))):
-        if word.startswith("-"):
-            return  # -1 hides what comes behind it, all if it is first
-        if word.isdigit():
-            yield next((gpu for gpu in gpus if same_order and gpu.index == int(word)), None)
-        else:
-            yield next((gpu for gpu in gpus if gpu.uuid.startswith(word)), None)
+    silent = [str(gpu.index) for gpu in ours if gpu.slowdowns is None]
+    if silent:
+        return Finding(
+            "device clocks", "unknown", f"GPU {', '.join(silent)}: the driver does not tell what slows it down"
+        )
+    return Finding("device clocks", "good", "nothing slows them down") if ours else None
 
 
 def device_memory(total: int | None, free: int | None) -> Finding | None:

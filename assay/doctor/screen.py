@@ -15,6 +15,12 @@ _COLOURS: dict[State, str] = {"bad": "red", "warn": "yellow", "unknown": "dim", 
 _VERDICTS: dict[Verdict, str] = {"fit": "bold green", "fit with doubts": "bold yellow", "unfit": "bold red"}
 _INDENT = 5  # columns of `bad  ` and `warn `
 _MOST = 400  # characters of what was found; names of processes and errors of others end up here
+_VALUE = 60  # characters of what was found good
+# What a reader wants to know of a machine even where nothing is wrong with it.
+_SHOWN = (
+    "other load", "stolen time", "frequency governor", "cores", "clock source", "memory", "shared memory", "open files",
+    "processes", "locked memory", "device users", "torch",
+)  # fmt: skip
 
 Line = tuple[str, str]  # text without markup, style
 
@@ -22,12 +28,17 @@ Line = tuple[str, str]  # text without markup, style
 def render(checkup: Checkup) -> Text:
     """The screen, for `rich.console.Console.print(…, soft_wrap=True)`; `.plain` holds it without style."""
     head = [(text, _VERDICTS[checkup.verdict]) for text in _fitting(line(checkup.sentence, 4000), 3)]
-    tail = _listed(checkup, "unknown") + _noise(checkup) + _listed(checkup, "good")
+    middle = _listed(checkup, "unknown", 2) + _noise(checkup)
     where = f" on {line(checkup.device, 60)}" if checkup.device else ""
-    tail.append((f"{count_of(len(checkup.findings), 'check')} in {format_duration(checkup.seconds)}{where}", "dim"))
+    foot = [(f"{count_of(len(checkup.findings), 'check')} in {format_duration(checkup.seconds)}{where}", "dim")]
     troubles = [finding for finding in checkup.findings if finding.state in ("bad", "warn")]
+    room = LINES - len(head) - len(middle) - len(foot)
+    names = _listed(checkup, "good", 3)
+    told = _told(troubles, room - len(names))
+    values = _valued([finding for finding in checkup.findings if finding.state == "good"])
+    good = values if len(values) <= room - len(told) else names
     text = Text()
-    for content, style in [*head, *_told(troubles, LINES - len(head) - len(tail)), *tail]:
+    for content, style in [*head, *told, *middle, *good, *foot]:
         text.append(f"{content}\n", style=style)
     text.rstrip()
     return text
@@ -62,10 +73,19 @@ def _rows(finding: Finding, most: int | None) -> list[Line]:
     return [(row, _COLOURS[finding.state]) for row in marked] + [(f"{blank}{row}", "") for row in advice]
 
 
-def _listed(checkup: Checkup, state: State) -> list[Line]:
-    """All checks of a state by their names, in two lines at most."""
+def _valued(good: list[Finding]) -> list[Line]:
+    """What was found by those checks that a reader wants to see, and the names of the others."""
+    shown = sorted((one for one in good if one.check in _SHOWN), key=lambda one: _SHOWN.index(one.check))
+    told = "; ".join(f"{_name(one)}: {_cut(line(one.found, _MOST), _VALUE)}" for one in shown)
+    others = ", ".join(_name(one) for one in good if one.check not in _SHOWN)
+    rows = wrap(told, WIDTH - _INDENT) + (wrap(f"also: {others}", WIDTH - _INDENT) if others else [])
+    return [(f"{'good' if place == 0 else '':<{_INDENT}}{row}", _COLOURS["good"]) for place, row in enumerate(rows)]
+
+
+def _listed(checkup: Checkup, state: State, most: int) -> list[Line]:
+    """All checks of a state by their names, in so many lines at most."""
     names = [_name(finding) for finding in checkup.findings if finding.state == state]
-    rows = _fitting(f"{state}: {', '.join(names)}", 2) if names else []
+    rows = _fitting(f"{state}: {', '.join(names)}", most) if names else []
     return [(row, _COLOURS[state]) for row in rows]
 
 

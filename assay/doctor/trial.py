@@ -56,15 +56,13 @@ def run_trial(device: str, python: str | None = None, limit: float = LIMIT_SECON
             started = command(device, path / "records", python or machine.python(), os.environ)
             outcome = local.run(started, path, limit, None, lambda line: None)
             absent = _absent_device(outcome)
-            if absent is not None:
-                raise BadInput(absent)
-            if outcome.timed_out or outcome.exit_code != 0:
+            if absent is None and (outcome.timed_out or outcome.exit_code != 0):
                 return Trial(finding=_failure(outcome, limit, path / "stderr.log"))
-            return _read(path / "records" / "rank-00000.jsonl")
-    except BadInput:
-        raise
+            if absent is None:
+                return _read(path / "records" / "rank-00000.jsonl")
     except (AssayError, OSError) as error:
         return Trial(finding=Finding("noise", "bad", str(error), "mend that first: python specs/noise.py shows more"))
+    raise BadInput(absent)
 
 
 def _absent_device(outcome: Outcome) -> str | None:

@@ -1,15 +1,20 @@
 """Measuring a ceiling in all ranks at once, or in the first alone, and recording it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
+from assay.limits.products import KINDS, Kind, Shape, Unsupported, fastest, product, prove, refusals, search, shapes_for
 from assay.limits.timing import SHORTEST, Work, take_samples
 from assay.ranks import Session
 from assay.record import TagValue
 from assay.units import format_si
 
 T = TypeVar("T")
+
+# Turns of every ceiling: the fewest that can carry an interval.
+TURNS = 6
+SEARCH = 0.03  # of the seconds that a ceiling is given, for each shape that is tried
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,68 @@ def measure(
         rate = record(here, ceiling, seconds, loaded, shortest, **tags)
     here.world.barrier()
     return rate
+
+
+@dataclass(frozen=True)
+class Fastest:
+    """An element type in the shape that rank 0 found fastest. rate: operations per second in the search."""
+
+    kind: Kind
+    shape: Shape
+    rate: float
+
+    def ceiling(self, here: Session, metric: str) -> Ceiling:
+        """Made when it is needed and not kept: the operands of all types together may not fit."""
+        tags: dict[str, TagValue] = {"dtype": self.kind.name, "shape": str(self.shape)}
+        return Ceiling(metric, self.kind.unit, product(here.device, self.kind, self.shape), tags)
+
+
+def fastest_products(
+    here: Session, dtypes: Iterable[str], seconds: float, shapes: Sequence[Shape] = ()
+) -> list[Fastest]:
+    """Every element type that this device has, proven; a record with the reason for every other.
+
+    Rank 0 searches for all, `seconds` a shape, while nothing else runs. shapes: those tried, without them the usual ones.
+    """
+    found: list[Fastest] = []
+    for name in dtypes:
+        kind = KINDS[name]
+        result: tuple[Shape, float] | str = ""
+        if here.world.is_first:
+            result = _proven(here, kind, shapes or shapes_for(here.device), seconds)
+        result = from_first(here, result)
+        if not isinstance(result, str):
+            found.append(Fastest(kind, *result))
+        elif here.world.is_first:
+            here.recorder.block("gemm_time", "s", [None], {"dtype": name}, reason=result)
+            print(f"{f'gemm {name}':<36} NA: {result}", flush=True)
+    return found
+
+
+def _proven(here: Session, kind: Kind, shapes: Sequence[Shape], seconds: float) -> tuple[Shape, float] | str:
+    """The fastest shape and its rate, or the reason why there is none. Every shape tried is recorded."""
+    try:
+        prove(kind, here.device)
+        tried = search(here.device, kind, shapes, seconds)
+    except Unsupported as error:
+        return str(error)
+    for shape, timings in tried:
+        tags: dict[str, TagValue] = {"dtype": kind.name, "shape": str(shape), "calls": timings.calls}
+        here.recorder.block("search_time", "s", timings.times, {**tags, "work": shape.operations * timings.calls})
+    return fastest(tried)
+
+
+def prepared(here: Session, make: Callable[[], Work]) -> Work | str:
+    """What `make` gives in this rank, or the reason for which it was refused in any: all go on, or none."""
+    made: Work | None = None
+    reason = ""
+    try:
+        with refusals(here.device):
+            made = make()
+    except Unsupported as error:
+        reason = str(error)
+    reasons = [str(item) for item in here.world.gather(reason) if item]
+    return reasons[0] if reasons or made is None else made
 
 
 def tell(here: Session, ceiling: Ceiling, rate: float | None, note: str = "") -> None:

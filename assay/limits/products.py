@@ -1,7 +1,9 @@
 """Matrix products in every element type that a device may have a unit for, each proven right before it is timed."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -68,29 +70,46 @@ def _plain(left: torch.Tensor, right: torch.Tensor) -> Callable[[], torch.Tensor
     return lambda: torch.mm(left, right, out=result)
 
 
-def _rounded_to_tf32(left: torch.Tensor, right: torch.Tensor) -> Callable[[], torch.Tensor]:
-    multiply = _plain(left, right)
+def _with_precision(name: str) -> Bind:
+    """float32 products as torch.set_float32_matmul_precision(name) makes them, whatever was set before and after."""
 
-    def call() -> torch.Tensor:
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high")
-        try:
-            return multiply()
-        finally:
-            torch.set_float32_matmul_precision(before)
+    def bind(left: torch.Tensor, right: torch.Tensor) -> Callable[[], torch.Tensor]:
+        multiply = _plain(left, right)
 
-    return call
+        def call() -> torch.Tensor:
+            before = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision(name)
+            try:
+                return multiply()
+            finally:
+                torch.set_float32_matmul_precision(before)
+
+        return call
+
+    return bind
+
+
+def _columns(right: torch.Tensor) -> torch.Tensor:
+    """The right operand column by column: units for 8-bit types want, or are fastest with, its k elements in a row."""
+    return right.t().contiguous().t()
 
 
 def _scaled(left: torch.Tensor, right: torch.Tensor) -> Callable[[], torch.Tensor]:
-    # Units for 8-bit floats want the right operand column by column, and a scale for each operand.
-    one = torch.ones((), device=left.device)
-    columns = right.t().contiguous().t()
-    return lambda: torch._scaled_mm(left, columns, one, one, out_dtype=torch.bfloat16)
+    one, columns = torch.ones((), device=left.device), _columns(right)
+
+    def multiply(fast: bool) -> torch.Tensor:
+        # Vendors print their peaks with fast accumulation; where it is not to be had, the exact one counts.
+        return torch._scaled_mm(left, columns, one, one, out_dtype=torch.bfloat16, use_fast_accum=fast)
+
+    try:
+        multiply(fast=True)
+    except RuntimeError:
+        return partial(multiply, fast=False)
+    return partial(multiply, fast=True)
 
 
 def _whole(left: torch.Tensor, right: torch.Tensor) -> Callable[[], torch.Tensor]:
-    return lambda: torch._int_mm(left, right)
+    return partial(torch._int_mm, left, _columns(right))
 
 
 _NO_TF32 = "TF32 is a mode of accelerators' matrix units; torch has none on a CPU"
@@ -100,9 +119,9 @@ KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
         Kind("float64", torch.float64, (0, 1e-12), _plain),
-        Kind("float32", torch.float32, (0, 1e-5), _plain),
+        Kind("float32", torch.float32, (0, 1e-5), _with_precision("highest")),
         # Operands rounded to 10 bits of fraction differ by 2e-4 or so; as exact as float32 means that it is float32.
-        Kind("tf32", torch.float32, (2e-5, 5e-3), _rounded_to_tf32, _NO_TF32),
+        Kind("tf32", torch.float32, (2e-5, 5e-3), _with_precision("high"), _NO_TF32),
         Kind("bfloat16", torch.bfloat16, (0, 1e-2), _plain),
         Kind("float16", torch.float16, (0, 2e-3), _plain),
         Kind("float8_e4m3fn", torch.float8_e4m3fn, (0, 1e-2), _scaled, _NO_FP8),
@@ -114,12 +133,14 @@ KINDS: dict[str, Kind] = {
 
 
 def operands(kind: Kind, device: Device, shape: Shape) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random [m, k] and [k, n] on the device: −1 … 1, or small integers whose sums int16 holds exactly."""
+    """Random [m, k] and [k, n] on the device: −1 … 1, all of int8, or small integers whose sums int16 holds exactly."""
 
     def make(rows: int, columns: int) -> torch.Tensor:
         if kind.dtype.is_floating_point:
             return (torch.rand(rows, columns, device=device.torch_device) * 2 - 1).to(kind.dtype)
-        return torch.randint(-3, 4, (rows, columns), dtype=torch.int32, device=device.torch_device).to(kind.dtype)
+        # Small numbers would flip few bits: less power, higher clocks and a better figure than real data give.
+        low, high = (-128, 128) if kind.dtype == torch.int8 else (-3, 4)
+        return torch.randint(low, high, (rows, columns), dtype=torch.int32, device=device.torch_device).to(kind.dtype)
 
     return make(shape.m, shape.k), make(shape.k, shape.n)
 
@@ -128,20 +149,26 @@ def prove(kind: Kind, device: Device) -> float:
     """The relative error of a product against float64 on the host. Raises Unsupported, with the reason, if it is no such product."""
     if device.type == "cpu" and kind.accelerators_only:
         raise Unsupported(kind.accelerators_only)
-    try:
+    with refusals(device):
         left, right = operands(kind, device, Shape(PROOF, PROOF, PROOF))
-        result = kind.bind(left, right)()
-        device.synchronize()
+        result = kind.bind(left, right)().cpu().double()
+        exact = left.cpu().double() @ right.cpu().double()
+    error = float((result - exact).norm() / exact.norm())
+    lowest, highest = kind.error
+    if not error <= highest:
+        raise Unsupported(f"the product is wrong: relative error {error:.1g}, at most {highest:g} is expected")
+    if error < lowest:
+        raise Unsupported(f"it did not engage: with a relative error of {error:.1g} this was {kind.dtype}")
+    return error
+
+
+@contextlib.contextmanager
+def refusals(device: Device) -> Iterator[None]:
+    """What torch or a driver raises when it cannot do something (out of memory included) becomes Unsupported."""
+    try:
+        yield
     except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError) as error:
         raise Unsupported(f"torch {torch.__version__} on {device.type}: {first_line(str(error))}") from None
-    exact = left.cpu().double() @ right.cpu().double()
-    error_norm = float((result.cpu().double() - exact).norm() / exact.norm())
-    lowest, highest = kind.error
-    if not error_norm <= highest:
-        raise Unsupported(f"the product is wrong: relative error {error_norm:.1g}, at most {highest:g} is expected")
-    if error_norm < lowest:
-        raise Unsupported(f"it did not engage: with a relative error of {error_norm:.1g} this was {kind.dtype}")
-    return error_norm
 
 
 def product(device: Device, kind: Kind, shape: Shape) -> Work:
@@ -158,12 +185,21 @@ def shapes_for(device: Device) -> list[Shape]:
 
 
 def search(device: Device, kind: Kind, shapes: Sequence[Shape], seconds: float) -> list[tuple[Shape, Timings]]:
-    """Every shape for `seconds`, smallest first, as long as time and memory allow; never empty for a non-empty `shapes`."""
+    """Every shape for `seconds`, smallest first, as long as time and memory allow.
+
+    Raises Unsupported if the device refuses the first of them.
+    """
     tried: list[tuple[Shape, Timings]] = []
     for shape in shapes:
         if tried and not (_in_time(tried[-1], shape, seconds) and _in_memory(device, kind, shape)):
             continue
-        tried.append((shape, take_samples(device, seconds, product(device, kind, shape).call, fewest=2)))
+        try:
+            with refusals(device):
+                tried.append((shape, take_samples(device, seconds, product(device, kind, shape).call, fewest=2)))
+        except Unsupported:
+            if not tried:
+                raise
+            break  # larger ones will not fit either
     return tried
 
 

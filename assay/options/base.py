@@ -179,6 +179,14 @@ def command_line(options: ScriptOptions) -> list[str]:
     return argv
 
 
+def without_twins(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The values as they are. Raises ValueError if one is there twice: it would be measured twice under one name."""
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"{value!r} is there twice; keep one")
+    return values
+
+
 def split_list(value: object) -> object:
     """Text with commas becomes a tuple, as the command line and suites both write lists."""
     if isinstance(value, str):

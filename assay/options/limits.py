@@ -2,9 +2,9 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from assay.options.base import ScriptOptions, Size, split_list
+from assay.options.base import ScriptOptions, Size, split_list, without_twins
 
 Dtype = Literal["float64", "float32", "bfloat16", "float16"]
 
@@ -19,6 +19,6 @@ class LimitsOptions(ScriptOptions):
     copy_bytes: Size | None = Field(
         None, ge=4096, description="bytes per buffer [four times the caches on a CPU, 1GiB elsewhere]"
     )
-    dtypes: Annotated[tuple[Dtype, ...], BeforeValidator(split_list)] = Field(
+    dtypes: Annotated[tuple[Dtype, ...], BeforeValidator(split_list), AfterValidator(without_twins)] = Field(
         ("float32",), min_length=1, description="element types of the matrices, comma-separated"
     )

@@ -10,6 +10,8 @@ _LEAD = (
     "dense ones. This table is shown and not scored."
 )
 
+_NOTHING = Cell("–", "", "quiet")
+
 
 def specification_chapter(result: RunResult) -> Chapter:
     """The chapter; empty where no case measured the parameters. Columns without a value are left out."""
@@ -33,22 +35,27 @@ def specification_chapter(result: RunResult) -> Chapter:
 
 def _row(row: ParameterRow, held: bool, printed: bool) -> list[Cell]:
     cells = [Cell(row.parameter.title, _how(row)), figure_cell(row.figure)]
-    for shown, value in ((held, row.baseline), (printed, row.datasheet)):
-        if shown:
-            cells += [_quantity(value, row.parameter.unit), _share(row, value)]
+    if held:
+        cells += [_quantity(row.baseline, row.parameter.unit), _share(row, row.baseline)]
+    if printed:
+        # Vendors print what all links of a device carry together, which one pair reaches only behind a switch.
+        every = row.parameter.key == "link"
+        cells.append(_quantity(row.datasheet, row.parameter.unit, "of all links" if every else ""))
+        cells.append(_NOTHING if every else _share(row, row.datasheet))
     return cells
 
 
 def _how(row: ParameterRow) -> str:
     """The tags that tell which of several measurements it is."""
     tags = row.figure.tags if row.figure and row.figure.estimate else {}
-    return ", ".join(str(tags[key]) for key in ("shape", "memory") if key in tags)
+    words = [str(tags[key]) for key in ("shape", "memory") if key in tags]
+    return ", ".join([*words, *([f"devices {tags['from']} and {tags['to']}"] if "from" in tags else [])])
 
 
-def _quantity(value: float | None, unit: str) -> Cell:
-    return Cell("NA", "", "quiet") if value is None else Cell(quantity(value, unit))
+def _quantity(value: float | None, unit: str, note: str = "") -> Cell:
+    return Cell("NA", "", "quiet") if value is None else Cell(quantity(value, unit), note)
 
 
 def _share(row: ParameterRow, value: float | None) -> Cell:
     measured = row.figure.value if row.figure else None
-    return Cell("–", "", "quiet") if value is None or measured is None else Cell(percent(measured / value))
+    return _NOTHING if value is None or measured is None else Cell(percent(measured / value))

@@ -62,46 +62,50 @@ def unit_of(block: Block) -> str:
 def _ceiling(key: _Key, found: list[tuple[RankFile, Block]]) -> Figure:
     name, unit = RATES[key.metric], unit_of(found[0][1])
     tags: dict[str, Any] = {"loaded": key.loaded, "ranks": key.ranks, "device": key.device, **dict(key.distinct)}
-    shape = found[0][1].tags.get("shape")
-    note = f" of {shape}" if shape else ""
+    if "shape" in found[0][1].tags:
+        tags["shape"] = found[0][1].tags["shape"]
     ranks = {file.header.rank for file, _ in found if file.header}
     if len(ranks) < (1 if key.loaded == "alone" else key.ranks):
         return Figure(name, unit, None, tags, "higher", reason=f"only {len(ranks)} of {key.ranks} ranks recorded it")
     turns: dict[int, list[tuple[RankFile, Block]]] = defaultdict(list)
     for file, block in found:
         turns[int(block.tags.get("turn") or 0)].append((file, block))
-    rates = [_rate(turn) for turn in turns.values() if len(turn) == len(ranks)]
+    seen = [_rate(turn) for turn in turns.values() if len(turn) == len(ranks)]
+    rates = [rate for rate, _ in seen]
     if not rates or not all(rates):
         return Figure(name, unit, None, tags, "higher", reason="the ranks were never all at work at once")
     spread = median_interval(rates)
     samples = sum(block.samples.size for _, block in found)
-    method = f"{_count(len(ranks))} at work{note}, best tenth of each of {len(rates)} turns; {spread.method}"
+    parts = min(windows for _, windows in seen)
+    best = f"best of {parts} parts of each of" if parts > 1 else "all of each of"
+    method = f"{_count(len(ranks))} at work, {best} {len(rates)} turns; {spread.method}"
     return Figure(name, unit, Estimate(spread.value, spread.low, spread.high, samples, method), tags, better="higher")
 
 
-def _rate(turn: list[tuple[RankFile, Block]]) -> float:
-    """Work per second and rank of one turn; 0 if its ranks were never at work together.
+def _rate(turn: list[tuple[RankFile, Block]]) -> tuple[float, int]:
+    """Work per second and rank of one turn, in the best of how many parts; 0 if its ranks were never at work together.
 
     Ranks without a common clock cannot be laid over each other: each host is judged by itself.
     """
     hosts: dict[str, list[Block]] = defaultdict(list)
     for file, block in turn:
         hosts[file.header.clock_id if file.header else ""].append(block)
-    rates = [_best_window(blocks) for blocks in hosts.values()]
-    if not all(rates):
-        return 0.0
-    return sum(len(blocks) * rate for blocks, rate in zip(hosts.values(), rates, strict=True)) / len(turn)
+    found = [_best_window(blocks) for blocks in hosts.values()]
+    if not all(rate for rate, _ in found):
+        return 0.0, 0
+    total = sum(len(blocks) * rate for blocks, (rate, _) in zip(hosts.values(), found, strict=True))
+    return total / len(turn), min(windows for _, windows in found)
 
 
-def _best_window(blocks: list[Block]) -> float:
-    """Work per second and rank, in the best window of the time in which every rank was at work.
+def _best_window(blocks: list[Block]) -> tuple[float, int]:
+    """Work per second and rank, in the best window of the time in which every rank was at work; how many windows.
 
     The fastest sample of a rank would not do: it may be one that it took while the others were not running.
     """
     edges = [float(block.tags["begun"] or 0) + np.concatenate([[0.0], np.cumsum(block.samples)]) for block in blocks]
     start, end = max(edge[0] for edge in edges), min(edge[-1] for edge in edges)
     if end <= start:
-        return 0.0
+        return 0.0, 0
     # A window that holds less than a sample says nothing of its own.
     windows = max(1, min(WINDOWS, *(int(np.count_nonzero((edge > start) & (edge <= end))) for edge in edges)))
     grid = np.linspace(start, end, windows + 1)
@@ -109,7 +113,7 @@ def _best_window(blocks: list[Block]) -> float:
         float(block.tags["work"] or 0) * np.interp(grid, edge, np.arange(edge.size))
         for block, edge in zip(blocks, edges, strict=True)
     )
-    return float((np.diff(done) / np.diff(grid)).max()) / len(blocks)
+    return float((np.diff(done) / np.diff(grid)).max()) / len(blocks), windows
 
 
 def _count(ranks: int) -> str:

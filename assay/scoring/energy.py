@@ -13,9 +13,7 @@ from assay.estimates import Estimate
 from assay.record import RankFile
 from assay.scoring.result import Figure
 from assay.scoring.samples import by_rank, scalar, world_of
-from assay.scoring.sensors import SensorFile, SensorSeries, Span, pick, with_spans, within
-
-GAPS = 3.0  # intervals without a reading above which a span counts as not covered
+from assay.scoring.sensors import GAPS, SensorFile, SensorSeries, Span, pick, with_spans, within
 
 _MEASURED = {"phase": "measured"}
 _METERS = ("energy", "power")  # a counter loses nothing between two readings, so it comes first

@@ -122,7 +122,8 @@ class Scorecard:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A row of the table. metric, match: the figure that is its measurement; the highest where several match.
+    """A row of the table. metric, match: the figure that is its measurement; the highest where several match, or the
+    lowest if `slowest`.
 
     key: its name in baselines. datasheet: its names in datasheets, the first that is printed counts. unit: base unit.
     """
@@ -133,6 +134,7 @@ class Parameter:
     metric: str
     match: Mapping[str, Any] = field(default_factory=dict)
     datasheet: tuple[str, ...] = ()
+    slowest: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from assay.estimates import Estimate
-from assay.record import Block, Header, TagValue, read_rank_file
+from assay.record import Block, Header, RankFile, TagValue, read_rank_file
 from assay.scoring.result import Figure
+from assay.sensors.nvml import NO_FAULT
 
 Array = NDArray[np.float64]
 Span = tuple[float, float]
@@ -22,11 +23,10 @@ Span = tuple[float, float]
 
 STOLEN = 0.02  # of the cores' time
 HELD_BACK = 0.001  # of the span, in seconds of waiting threads, that a quota may take unnoticed
+GAPS = 3.0  # intervals without a reading above which a time counts as not covered
 
 # Counters that rise in ordinary traffic: a dropped arrival is most often a frame that nobody on the host had asked for.
 _ORDINARY = {"rx_dropped"}
-# At its power limit a busy device works as it was built to; the share is shown, and is no reason for doubt.
-_NO_FAULT = {"sw_power_cap"}
 
 
 @dataclass(frozen=True)
@@ -190,6 +190,21 @@ def _of_state(series: list[SensorSeries], span: Span, tags: Mapping[str, TagValu
             _figure("clock_median", "Hz", float(np.median(clocks)), clocks.size, f"median of {of}", known, "higher")
         )
     figures += _throttled(series, span, tags)
+    return figures + _of_use(series, span, tags)
+
+
+def _of_use(series: list[SensorSeries], span: Span, tags: Mapping[str, TagValue]) -> list[Figure]:
+    figures = []
+    busy = [values for _, values in _inside(series, "utilisation", span)]
+    if busy:
+        shares = np.concatenate(busy)
+        method = f"mean of {shares.size} readings"
+        figures.append(_figure("utilisation_mean", "1", float(shares.mean()), shares.size, method, tags, "higher"))
+    held = [values for _, values in _inside(series, "memory_used", span)]
+    if held:
+        sizes = np.concatenate(held)
+        method = f"highest of {sizes.size} readings"
+        figures.append(_figure("memory_used_max", "B", float(sizes.max()), sizes.size, method, tags, "lower"))
     return figures
 
 
@@ -238,7 +253,7 @@ def _of_counters(series: list[SensorSeries], span: Span, tags: Mapping[str, TagV
                 method = "time that the hypervisor gave to others / (time × cores)"
                 figures.append(_figure("stolen_share", "1", share, one.values.size, method, tags, "lower"))
         elif rise:
-            known = {**tags, **{key: one.tags[key] for key in ("counter", "cgroup") if key in one.tags}}
+            known = {**tags, **{key: one.tags[key] for key in ("counter", "cgroup", "kind") if key in one.tags}}
             method = "rise of the counter"
             figures.append(_figure(one.metric, one.unit, rise, one.values.size, method, known, "lower"))
     return figures
@@ -259,7 +274,7 @@ def _figure(
 def doubts(files: Sequence[SensorFile], spans: Mapping[str, Span] | None = None) -> list[tuple[str, str, str]]:
     """(kind, subject, message) of everything that the sensors give reason to doubt; `spans` as for `derive`.
 
-    Kinds: throttled, memory_errors, link_errors, stolen_time, cpu_quota. The subject is the device and its host.
+    Kinds: throttled, memory_errors, driver_errors, link_errors, stolen_time, cpu_quota. The subject is the device and its host.
     """
     found: list[tuple[str, str, str]] = []
     for file, span in with_spans(files, spans):
@@ -272,7 +287,7 @@ def doubts(files: Sequence[SensorFile], spans: Mapping[str, Span] | None = None)
 
 def _doubts_of(series: list[SensorSeries], span: Span) -> Iterable[tuple[str, str]]:
     for reason, share in throttled_shares(series, span).items():
-        if share > 0 and reason not in _NO_FAULT:
+        if share > 0 and reason not in NO_FAULT:
             yield "throttled", f"was slowed down ({reason}) at {share:.0%} of the readings"
     for one in series:
         rise = increase(one, span)
@@ -283,8 +298,12 @@ def _doubts_of(series: list[SensorSeries], span: Span) -> Iterable[tuple[str, st
         elif one.metric == "ecc_uncorrected":
             yield "memory_errors", f"{rise:.0f} memory errors could not be corrected"
         elif one.metric == "xid_events":
-            newest = next((int(last.values[-1]) for last in pick(series, "xid_last")), None)
-            yield "memory_errors", f"the driver reported {rise:.0f} XID errors, the last one of number {newest}"
+            kind = one.tags.get("kind")
+            newest = next(
+                (int(last.values[_around(last, span)][-1]) for last in pick(series, "xid_last", kind=kind)), None
+            )
+            about = "memory_errors" if kind == "memory" else "driver_errors"
+            yield about, f"the driver reported {rise:.0f} XID errors, the last one of number {newest}"
         elif one.metric == "link_errors" and one.tags.get("counter") not in _ORDINARY:
             yield "link_errors", f"{one.tags.get('counter')} rose by {rise:.0f}"
         elif one.metric == "cpu_throttled" and rise > HELD_BACK * (span[1] - span[0]):
@@ -293,3 +312,36 @@ def _doubts_of(series: list[SensorSeries], span: Span) -> Iterable[tuple[str, st
             stolen = stolen_share(one, span) or 0.0
             if stolen > STOLEN:
                 yield "stolen_time", f"the hypervisor gave {stolen:.1%} of the cores' time to others"
+
+
+def notes(files: Sequence[SensorFile], ranks: Sequence[RankFile]) -> list[str]:
+    """Why a case's sensors tell less than they should, a sentence each: what the samplers and the ranks noted, hosts
+    without readings, and readings that end before the ranks' own records do.
+
+    Nothing where no host has sensors and no rank says why: sampling was switched off then.
+    """
+    found = [f"{file.header.host if file.header else file.path.name}: {note}" for file in files for note in file.notes]
+    lasts: dict[tuple[str, str], float] = {}
+    for rank in ranks:
+        if rank.header is None:
+            continue
+        host = rank.header.host
+        own = [block for block in rank.blocks if block.metric == "sensor_note"]
+        found += [f"{host}: {block.reason}" for block in own]
+        latest = max((block.t_last for block in rank.blocks if block.metric != "sensor_note"), default=float("-inf"))
+        lasts[rank.header.clock_id, host] = max(latest, lasts.get((rank.header.clock_id, host), latest))
+    if files:
+        found += filter(None, (_shortfall(files, *where, last) for where, last in lasts.items()))
+    return list(dict.fromkeys(found))
+
+
+def _shortfall(files: Sequence[SensorFile], clock_id: str, host: str, last: float) -> str | None:
+    """What is missing of a host's readings, whose ranks wrote their last record at `last` (monotonic s)."""
+    here = [file for file in files if file.header and (file.header.clock_id, file.header.host) == (clock_id, host)]
+    ends = [float(one.times[-1]) for file in here for one in file.series]
+    if not ends:
+        return f"{host}: no sensors were recorded"
+    # A series has the pace of its source; the quickest one would have reached the end.
+    pace = min((one.interval for file in here for one in file.series if one.times.size > 1), default=0.0)
+    early = last - max(ends)
+    return f"{host}: the sensors' readings end {early:.3g} s before the ranks' records" if early > GAPS * pace else None

@@ -38,7 +38,12 @@ PARAMETERS = (
     Parameter("d2d", "Copy within a device (read + written)", "B/s", "copy_rate", {}, ("memory_bandwidth",)),
     Parameter("h2d", "Host to device", "B/s", "host_copy_rate", {"direction": "h2d"}, ("host_link",)),
     Parameter("d2h", "Device to host", "B/s", "host_copy_rate", {"direction": "d2h"}, ("host_link",)),
-    Parameter("link", "Between devices of a node, both ways", "B/s", "link_rate", {"ways": 2}, ("interconnect",)),
+    Parameter(
+        "link", "Between two devices, both ways, fastest pair", "B/s", "link_rate", {"ways": 2}, ("interconnect",)
+    ),
+    Parameter(
+        "link_slowest", "Between two devices, both ways, slowest pair", "B/s", "link_rate", {"ways": 2}, slowest=True
+    ),
     Parameter("disk_write", "Disk, written and synced", "B/s", "disk_rate", {"way": "write_fsync"}),
     Parameter("disk_write_direct", "Disk, written directly", "B/s", "disk_rate", {"way": "write_direct"}),
     Parameter("disk_read_direct", "Disk, read directly", "B/s", "disk_rate", {"way": "read_direct"}),
@@ -54,7 +59,7 @@ def derive(files: list[RankFile], options: Mapping[str, Any], limits: list[Figur
     figures = [*ceilings.derive(files), *_capacity(files), *_disk(files)]
     sustained = _blocks(files, "sustained_time")
     figures += [_sustained(group) for group in _by_dtype(sustained)]
-    return figures, [_course(group) for group in _by_dtype(sustained)]
+    return figures, [_course(group) for group in _by_dtype(sustained) if group[0].samples.sum() > 2]
 
 
 def parameter_rows(
@@ -72,14 +77,17 @@ def parameter_rows(
 
 
 def measured(parameter: Parameter, figures: Sequence[Figure]) -> Figure | None:
-    """The parameter's figure: the highest that matches, else one that says why it is unknown, else None."""
+    """The parameter's figure: the highest (or lowest) that matches, else one that says why it is unknown, else None."""
     found = [
         figure
         for figure in figures
         if figure.metric == parameter.metric
         and all(_agrees(figure.tags.get(key), value) for key, value in parameter.match.items())
     ]
-    return max(found, key=lambda figure: -1.0 if figure.value is None else figure.value, default=None)
+    known = [figure for figure in found if figure.value is not None]
+    if not known:
+        return next(iter(found), None)
+    return (min if parameter.slowest else max)(known, key=lambda figure: figure.value or 0.0)
 
 
 def _agrees(value: object, wanted: object) -> bool:
@@ -97,15 +105,14 @@ def _by_dtype(found: Sequence[tuple[RankFile, Block]]) -> list[list[Block]]:
 
 def _capacity(files: Sequence[RankFile]) -> list[Figure]:
     """Memory of one device, as its driver (or the kernel) tells it; the smallest where devices differ."""
-    figures = []
-    for metric in ("memory_total", "memory_free"):
-        blocks = [block for _, block in _blocks(files, metric)]
-        values = [float(block.samples[-1]) for block in blocks if block.samples.size and block.reason is None]
-        estimate = Estimate(min(values), None, None, len(values), "as the driver tells it, least") if values else None
-        reason = next((block.reason for block in blocks if block.reason), None)
-        if blocks:
-            figures.append(Figure(metric, "B", estimate, {}, "higher", reason=reason))
-    return figures
+    blocks = [block for _, block in _blocks(files, "memory_total")]
+    if not blocks:
+        return []
+    values = [float(block.samples[-1]) for block in blocks if block.samples.size and block.reason is None]
+    method = f"as the driver tells it, smallest of {len(values)}"
+    estimate = Estimate(min(values), None, None, len(values), method) if values else None
+    reason = next((block.reason for block in blocks if block.reason), None)
+    return [Figure("memory_total", "B", estimate, {}, "higher", reason=reason)]
 
 
 def _disk(files: Sequence[RankFile]) -> list[Figure]:
@@ -189,9 +196,10 @@ def _sustained(blocks: list[Block]) -> Figure:
 
 
 def _course(blocks: list[Block]) -> Curve:
-    """The rate of rank 0 second by second, so that throttling is seen."""
+    """The rate of the first rank in every second, so that throttling is seen."""
     block = blocks[0]
-    rates = float(block.tags["work"] or 0) / block.samples
+    edges = np.concatenate([[0.0], np.cumsum(block.samples)])
+    seconds = np.arange(int(edges[-1]) + 1)
+    done = np.interp(seconds, edges, np.arange(edges.size)) * float(block.tags["work"] or 0)
     unit = "OP/s" if str(block.tags.get("dtype")).startswith("int") else "FLOP/s"
-    seconds = np.cumsum(block.samples).astype(np.int64)
-    return Curve("sustained_rate", unit, rates, seconds, {"dtype": block.tags.get("dtype")}, "s")
+    return Curve("sustained_rate", unit, np.diff(done), seconds[1:], {"dtype": block.tags.get("dtype")}, "s")

@@ -6,7 +6,7 @@ slowly. Each query is tried once when it is opened; what a device does not suppo
 
 import ctypes
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from assay.record import TagValue
@@ -24,6 +24,13 @@ THROTTLE_REASONS = {
     "hw_thermal": 0x40,
     "hw_power_brake": 0x80,
 }
+NO_FAULT = {"sw_power_cap"}
+"""Reasons that are none for doubt: at its power limit a busy device works as it was built to."""
+
+# Numbers of XID errors that tell of the device's memory (NVIDIA's list): an uncorrectable error (48), rows or pages
+# replaced, or not (63, 64), too many corrected ones (92), an uncorrectable one contained or not (94, 95). Others may be
+# the program's own fault.
+_MEMORY_XIDS = {48, 63, 64, 92, 94, 95}
 
 Query = Callable[[], list[Reading]]
 
@@ -40,20 +47,24 @@ def open_nvml(env: Mapping[str, str]) -> list[Source] | str:
         return "the NVIDIA driver is there, but the package nvidia-ml-py is not installed"
     try:
         nvml.nvmlInit()
-        handles = [nvml.nvmlDeviceGetHandleByIndex(number) for number in range(nvml.nvmlDeviceGetCount())]
+        found = all_devices(nvml)
     except nvml.NVMLError as error:
         return f"NVML: {error}"
-    about = [_about(nvml, handle) for handle in handles]
+    about = [known for _, known in found]
     chosen = visible(about, env)
     if not chosen:
         hidden = f", and CUDA_VISIBLE_DEVICES={env['CUDA_VISIBLE_DEVICES']!r} hides them all" if about else ""
         return f"NVML sees {len(about)} devices{hidden}"
     devices = []
     for number, index in chosen:
+        if found[number][0] is None:
+            continue
         tags: dict[str, TagValue] = {"device": f"gpu{number}", "part": "accelerator"}
         if index is not None:
             tags["index"] = index
-        devices.append((handles[number], tags))
+        devices.append((found[number][0], tags))
+    if not devices:
+        return f"NVML refuses every device: {about[chosen[0][0]]['refused']}"
     known = {f"gpu{number}": about[number] for number, _ in chosen}
     quick = {str(tags["device"]): _quick(nvml, handle, tags) for handle, tags in devices}
     slow = {str(tags["device"]): _slow(nvml, handle, tags) for handle, tags in devices}
@@ -63,7 +74,7 @@ def open_nvml(env: Mapping[str, str]) -> list[Source] | str:
     return [Nvml(nvml, "nvml", 0.0, quick, known), Nvml(nvml, "nvml-health", HEALTH_PERIOD, slow, {})]
 
 
-def visible(devices: list[dict[str, str]], env: Mapping[str, str]) -> list[tuple[int, int | None]]:
+def visible(devices: Sequence[Mapping[str, str]], env: Mapping[str, str]) -> list[tuple[int, int | None]]:
     """(NVML's number, the number by which ranks know it) of the devices that CUDA_VISIBLE_DEVICES leaves.
 
     The ranks' number is None where it cannot be known: for slices of a device (MIG), and where devices differ and CUDA
@@ -90,16 +101,37 @@ def visible(devices: list[dict[str, str]], env: Mapping[str, str]) -> list[tuple
     return [(number, index) for index, number in enumerate(found)]
 
 
+def all_devices(nvml: Any) -> list[tuple[Any, dict[str, str]]]:
+    """Every device by NVML's numbers: its handle, and its `name` (may be empty) and `uuid` as far as it tells them.
+
+    A device that NVML refuses (one that fell off the bus, say) has no handle but None, and the reason as `refused`.
+    nvml: the module pynvml, initialised. Raises its NVMLError if devices cannot even be counted.
+    """
+    found: list[tuple[Any, dict[str, str]]] = []
+    for number in range(nvml.nvmlDeviceGetCount()):
+        try:
+            handle = nvml.nvmlDeviceGetHandleByIndex(number)
+        except nvml.NVMLError as error:
+            found.append((None, {"name": "", "refused": str(error)}))
+        else:
+            found.append((handle, _about(nvml, handle)))
+    return found
+
+
 def _about(nvml: Any, handle: Any) -> dict[str, str]:
     asked = {"name": nvml.nvmlDeviceGetName, "uuid": nvml.nvmlDeviceGetUUID}
     known = {"name": ""}
     for key, ask in asked.items():
         try:
-            answer = ask(handle)
+            known[key] = as_text(ask(handle))
         except nvml.NVMLError:
             continue
-        known[key] = answer.decode() if isinstance(answer, bytes) else str(answer)
     return known
+
+
+def as_text(answer: str | bytes) -> str:
+    """NVML's text: older versions of pynvml give bytes."""
+    return answer.decode() if isinstance(answer, bytes) else answer
 
 
 class Nvml:
@@ -200,12 +232,15 @@ def _throttling(nvml: Any, handle: Any, tags: Mapping[str, TagValue]) -> Query:
 
 
 class _Events:
-    """XID errors since the start: how many each device reported, and the number of the newest (0: none yet)."""
+    """XID errors since the start, those about memory (tag `kind`) apart from others: how many, and the newest's number.
+
+    0 means none yet. They are told apart here because a reading may take several, of which the newest is told alone.
+    """
 
     def __init__(self, nvml: Any, devices: list[tuple[Any, dict[str, TagValue]]]) -> None:
         self._nvml = nvml
-        self.gauges: dict[int, tuple[Gauge, Gauge]] = {}
-        self._counts: dict[int, tuple[int, int]] = {}
+        self.gauges: dict[tuple[int, str], tuple[Gauge, Gauge]] = {}
+        self._counts: dict[tuple[int, str], tuple[int, int]] = {}
         try:
             self._set = nvml.nvmlEventSetCreate()
         except nvml.NVMLError:
@@ -215,23 +250,26 @@ class _Events:
                 nvml.nvmlDeviceRegisterEvents(handle, nvml.nvmlEventTypeXidCriticalError, self._set)
             except nvml.NVMLError:
                 continue
-            self.gauges[_identity(handle)] = (Gauge("xid_events", "1", tags), Gauge("xid_last", "1", tags))
-            self._counts[_identity(handle)] = (0, 0)
+            for kind in ("memory", "other"):
+                known = {**tags, "kind": kind}
+                self.gauges[_identity(handle), kind] = (Gauge("xid_events", "1", known), Gauge("xid_last", "1", known))
+                self._counts[_identity(handle), kind] = (0, 0)
 
     def read(self) -> list[Reading]:
-        """Both gauges of every device, after taking the events that have come."""
+        """Every device's gauges, after taking the events that have come."""
         for _ in range(_MOST_EVENTS):
             try:
                 event = self._nvml.nvmlEventSetWait_v2(self._set, 0)
             except self._nvml.NVMLError_Timeout:
                 break
-            device = _identity(event.device)
-            if device in self._counts:
-                self._counts[device] = (self._counts[device][0] + 1, int(event.eventData))
+            number = int(event.eventData)
+            key = _identity(event.device), "memory" if number in _MEMORY_XIDS else "other"
+            if key in self._counts:
+                self._counts[key] = (self._counts[key][0] + 1, number)
         return [
             reading
-            for device, (events, last) in self.gauges.items()
-            for reading in ((events, self._counts[device][0]), (last, self._counts[device][1]))
+            for key, (events, last) in self.gauges.items()
+            for reading in ((events, self._counts[key][0]), (last, self._counts[key][1]))
         ]
 
 
