@@ -85,7 +85,7 @@ def run(
         if checkup is not None:
             console.print(f"{checkup.sentence} More: assay doctor", markup=False, highlight=False)
         with ConsoleWatcher(console) as watcher:
-            passed = run_cases(folder, cases, watcher, fresh=fresh)
+            passed = run_cases(folder, cases, watcher, checkup=checkup, fresh=fresh)
     except KeyboardInterrupt:
         print(f"interrupted; what was measured is kept, go on with: assay run --resume {folder.path}", file=sys.stderr)
         raise SystemExit(INTERRUPTED_EXIT) from None

@@ -97,6 +97,11 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1
 
 
+def bound_cores() -> list[int]:
+    """Numbers of the cores that this process may run on; empty where the system does not tell."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
 def last_level_caches(root: Path = Path("/sys/devices/system/cpu")) -> int | None:
     """Bytes of all caches of the highest level together, None where the system does not tell. Other guests may share them."""
     found: dict[tuple[int, str], int] = {}

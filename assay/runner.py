@@ -3,9 +3,10 @@
 import os
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from assay import ceiling_cache, machine
 from assay.doctor import checkup as doctor
@@ -89,11 +90,12 @@ def resume_run(path: Path) -> tuple[RunDir, Suite]:
 
 
 def examine(run: RunDir, suite: Suite) -> Checkup | None:
-    """Whether the machine is fit to be measured; kept in the run folder. None if the suite does not want to know.
+    """Whether the machine is fit to be measured; kept in the run folder. None if the suite does not want to know, or if
+    every case has passed before.
 
     Raises KeyboardInterrupt on Ctrl-C and RunFailed when the folder cannot be written.
     """
-    if not suite.file.doctor:
+    if not suite.file.doctor or all(run.case(case.name).passed() for case in suite.cases):
         return None
     devices = {case.options.device for case in suite.cases}
     checkup = doctor.examine(run.path, devices.pop() if len(devices) == 1 else "auto")
@@ -101,10 +103,12 @@ def examine(run: RunDir, suite: Suite) -> Checkup | None:
     return checkup
 
 
-def run_cases(run: RunDir, suite: Suite, watcher: Watcher, *, fresh: bool = False) -> bool:
+def run_cases(
+    run: RunDir, suite: Suite, watcher: Watcher, *, checkup: Checkup | None = None, fresh: bool = False
+) -> bool:
     """Run every case that has not passed; whether all have passed in the end.
 
-    fresh: measure ceilings anew even where lately measured ones are kept.
+    checkup: what the doctor found. fresh: measure ceilings anew even where lately measured ones are kept.
 
     Raises KeyboardInterrupt on Ctrl-C and RunFailed when the folder cannot be written, both with the folder in a true
     state: whatever had ended has its status, and whatever was under way is marked or runs again.
@@ -121,9 +125,12 @@ def run_cases(run: RunDir, suite: Suite, watcher: Watcher, *, fresh: bool = Fals
             write_document(folder.path / "case.json", case.document())
             attempt = folder.new_attempt()
             watcher.case_starts(case, number, len(suite.cases), len(folder.attempts()))
-            status = None if fresh else _reuse(run, case, attempt)
+            identity = ceiling_cache.identity(case, os.environ, checkup) if case.reuse_within else {}
+            status = None if fresh else _reuse(run, case, attempt, identity)
             if status is None:
                 status = _run_case(run, suite, case, attempt, watcher, clock)
+                if status.state == "passed":
+                    ceiling_cache.keep(case, identity, attempt, os.environ, checkup)
             watcher.case_ends(case, status, attempt)
             clock.ended(case, status.seconds)
             passed = passed and status.state == "passed"
@@ -132,13 +139,12 @@ def run_cases(run: RunDir, suite: Suite, watcher: Watcher, *, fresh: bool = Fals
         run.unlock()
 
 
-def _reuse(run: RunDir, case: Case, attempt: Path) -> Status | None:
+def _reuse(run: RunDir, case: Case, attempt: Path, identity: Mapping[str, Any]) -> Status | None:
     """Ceilings that were measured lately on this machine by this code, put into the attempt; None if there are none."""
     begun = time.monotonic()
-    kept = ceiling_cache.recall(case, os.environ)
-    if kept is None:
+    kept = ceiling_cache.recall(case, identity, os.environ)
+    if kept is None or not ceiling_cache.copy_to(kept, attempt):
         return None
-    ceiling_cache.copy_to(kept, attempt)
     status = Status("passed", "reused", None, time.monotonic() - begun, kept.sentence)
     run.write_status(attempt, status)
     return status
@@ -165,8 +171,6 @@ def _run_case(run: RunDir, suite: Suite, case: Case, attempt: Path, watcher: Wat
     try:
         outcome = local.run(command, attempt, case.time_limit, run.lock_fd, on_line)
         status = _judge(case, attempt, outcome)
-        if status.state == "passed":
-            ceiling_cache.keep(case, attempt, os.environ)
     except KeyboardInterrupt:
         seconds = time.monotonic() - begun
         status = Status(

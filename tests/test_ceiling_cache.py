@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from assay import ceiling_cache
+from assay.doctor.checkup import Checkup
+from assay.doctor.finding import Finding, State
 from assay.errors import BadInput
 from assay.options import LimitsOptions
 from assay.suite import Case, build_suite, parse_suite
@@ -42,27 +44,36 @@ def case(tmp_path: Path, cache: Mapping[str, str]) -> Case:
     (attempt / "rank-00000.jsonl").write_text("records\n")
     (attempt / "stdout.log").write_text("not kept\n")
     made = Case("limits-1", "specs/limits", 1, 60.0, LimitsOptions(), 3600.0)
-    ceiling_cache.keep(made, attempt, cache)
+    ceiling_cache.keep(made, ceiling_cache.identity(made, cache, None), attempt, cache, None)
     return made
 
 
+def recall(case: Case, env: Mapping[str, str], checkup: Checkup | None = None) -> ceiling_cache.Entry | None:
+    return ceiling_cache.recall(case, ceiling_cache.identity(case, env, checkup), env)
+
+
+def checkup(state: State, check: str = "other load", found: str = "x") -> Checkup:
+    return Checkup((Finding(check, state, found, "y"),), (), None, 1.0, "2026-01-01T00:00:00+0000")
+
+
 def test_what_was_measured_lately_is_found_again(case: Case, cache: Mapping[str, str], tmp_path: Path) -> None:
-    entry = ceiling_cache.recall(case, cache)
+    entry = recall(case, cache)
     assert entry
     assert 0 <= entry.age < 60
     assert "not measured in this run" in entry.sentence
     there = tmp_path / "new"
     there.mkdir()
-    ceiling_cache.copy_to(entry, there)
+    assert ceiling_cache.copy_to(entry, there)
     assert sorted(path.name for path in there.iterdir()) == ["rank-00000.jsonl", "reused.json"]
 
 
 def test_anything_that_could_change_a_ceiling_makes_it_another(case: Case, cache: Mapping[str, str]) -> None:
-    assert ceiling_cache.recall(replace(case, world=2), cache) is None
-    assert ceiling_cache.recall(replace(case, options=LimitsOptions(seconds=9.0)), cache) is None
-    assert ceiling_cache.recall(case, {**cache, "OMP_NUM_THREADS": "2"}) is None
-    assert ceiling_cache.recall(replace(case, name="other"), {**cache, "SLURM_JOB_ID": "7"}), "a name changes nothing"
-    assert ceiling_cache.recall(replace(case, reuse_within=0.0), cache) is None
+    assert recall(replace(case, world=2), cache) is None
+    assert recall(replace(case, options=LimitsOptions(seconds=9.0)), cache) is None
+    assert recall(case, {**cache, "OMP_NUM_THREADS": "2"}) is None
+    assert recall(case, {**cache, "DNNL_MAX_CPU_ISA": "SSE41"}) is None
+    assert recall(replace(case, name="other"), {**cache, "SLURM_JOB_ID": "7"}), "a name changes nothing"
+    assert recall(replace(case, reuse_within=0.0), cache) is None
 
 
 @pytest.mark.parametrize(
@@ -73,6 +84,7 @@ def test_anything_that_could_change_a_ceiling_makes_it_another(case: Case, cache
         {"host": {"name": "another host"}},
         {"accelerators": ["0000:01:00.0 0x10de:0x20b2"]},
         {"software": {"torch": "0.1"}},
+        {"cores": [17]},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -83,14 +95,14 @@ def test_an_entry_of_other_circumstances_is_not_taken(
     document = json.loads(path.read_text())
     document["identity"].update(change)
     path.write_text(json.dumps(document))
-    assert ceiling_cache.recall(case, cache) is None
+    assert recall(case, cache) is None
 
 
 @pytest.mark.parametrize("age", [3700.0, -100.0], ids=["too old", "from the future"])
 def test_an_entry_of_another_time_is_dropped(case: Case, cache: Mapping[str, str], age: float) -> None:
     (path,) = Path(cache["XDG_CACHE_HOME"]).rglob("entry.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), "measured": time.time() - age}))
-    assert ceiling_cache.recall(case, cache) is None
+    assert recall(case, cache) is None
     assert not path.exists()
 
 
@@ -98,12 +110,48 @@ def test_an_entry_of_another_time_is_dropped(case: Case, cache: Mapping[str, str
 def test_a_broken_entry_is_no_entry(case: Case, cache: Mapping[str, str], text: str) -> None:
     (path,) = Path(cache["XDG_CACHE_HOME"]).rglob("entry.json")
     path.write_text(text)
-    assert ceiling_cache.recall(case, cache) is None
+    assert recall(case, cache) is None
 
 
 def test_a_cache_that_cannot_be_written_is_no_failure(case: Case, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    ceiling_cache.keep(case, tmp_path / "attempt", {"XDG_CACHE_HOME": str(tmp_path / "file")})
+    full = {"XDG_CACHE_HOME": str(tmp_path / "file")}
+    ceiling_cache.keep(case, ceiling_cache.identity(case, full, None), tmp_path / "attempt", full, None)
+
+
+def test_what_was_measured_on_an_unfit_machine_is_not_kept(case: Case, tmp_path: Path) -> None:
+    for state, kept in (("bad", False), ("warn", True)):
+        env = {"XDG_CACHE_HOME": str(tmp_path / state)}
+        found = checkup(state)  # type: ignore[arg-type]
+        ceiling_cache.keep(case, ceiling_cache.identity(case, env, found), tmp_path / "attempt", env, found)
+        assert (recall(case, env, found) is not None) == kept
+
+
+def test_another_governor_or_quota_makes_it_another(case: Case, tmp_path: Path) -> None:
+    env = {"XDG_CACHE_HOME": str(tmp_path / "own")}
+    slow, quick = (checkup("good", "frequency governor", found) for found in ("powersave", "performance"))
+    ceiling_cache.keep(case, ceiling_cache.identity(case, env, slow), tmp_path / "attempt", env, slow)
+    assert recall(case, env, slow)
+    assert recall(case, env, quick) is None
+
+
+def test_an_entry_that_vanishes_while_it_is_copied_is_none(
+    case: Case, cache: Mapping[str, str], tmp_path: Path
+) -> None:
+    entry = recall(case, cache)
+    assert entry
+    (entry.folder / "rank-00000.jsonl").unlink()
+    there = tmp_path / "new"
+    there.mkdir()
+    assert not ceiling_cache.copy_to(entry, there)
+    assert list(there.iterdir()) == []
+
+
+def test_a_user_without_a_home_has_no_cache(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.getuid", lambda: 4_000_000)
+    assert ceiling_cache.cache_folder({}) is None
+    assert recall(case, {}) is None
 
 
 def test_only_specs_can_be_reused() -> None:

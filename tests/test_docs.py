@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from assay.scoring.doubts import ADVICE
 from tests.conftest import ROOT, environment
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -26,6 +27,12 @@ def test_every_room_stands_in_the_design() -> None:
             assert f"`{path.name}`" in design, path.name
         elif path.is_dir() and any(path.glob("*.py")):
             assert f"`{path.name}/`" in design, path.name
+
+
+def test_the_documented_doubts_are_all_there_are() -> None:
+    page = (ROOT / "docs/metrics.md").read_text().split("## Doubts")[1].split("## ")[0]
+    told = re.findall(r"^\| ([a-z0-9 ]+) \|", page, re.MULTILINE)
+    assert {name.replace(" ", "_") for name in told} - {"doubt"} == set(ADVICE)
 
 
 def test_commands_in_script_heads_name_options_that_exist() -> None:

@@ -1,13 +1,12 @@
 """What was set for this process, which torch it has, and who is on the accelerator."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from assay.doctor import settings, software
-from assay.doctor.accelerator import Gpu, Gpus, device_clocks, device_memory, device_users, read_nvml, visible
+from assay.doctor.accelerator import Gpu, Gpus, device_clocks, device_memory, device_users, read_nvml
 from assay.doctor.host import Host, Space
 from tests.conftest import ROOT
 from tests.test_doctor import FOUR, expect, plant
@@ -75,7 +74,12 @@ def test_the_oldest_torch_is_that_of_the_package() -> None:
     assert f'"torch>={software.OLDEST_TORCH[0]}.{software.OLDEST_TORCH[1]}"' in (ROOT / "pyproject.toml").read_text()
 
 
-def gpu(index: int, users: tuple[int, ...] = (), busy: float | None = 0.0, slowdowns: tuple[str, ...] = ()) -> Gpu:
+def gpu(
+    index: int,
+    users: tuple[int, ...] | None = (),
+    busy: float | None = 0.0,
+    slowdowns: tuple[str, ...] | None = (),
+) -> Gpu:
     return Gpu(index, "H100", f"GPU-{index}abc", users, busy, slowdowns)
 
 
@@ -88,6 +92,11 @@ def gpu(index: int, users: tuple[int, ...] = (), busy: float | None = 0.0, slowd
         ((gpu(0, (7,), 0.9),), {}, "bad", "90 % busy"),
         ((gpu(0, (), 0.9),), {}, "bad", "cannot be seen from here"),
         ((gpu(0, (7,), 0.9), gpu(1)), {"CUDA_VISIBLE_DEVICES": "1"}, "good", "none on 1 GPU,"),
+        ((gpu(0, (7,), 0.9), gpu(1)), {"CUDA_VISIBLE_DEVICES": "GPU-1a"}, "good", "none on 1 GPU,"),
+        ((gpu(0, (7,), 0.9), gpu(1)), {"CUDA_VISIBLE_DEVICES": "MIG-77"}, "bad", "GPU 0"),
+        ((gpu(0, None, None), gpu(1)), {}, "unknown", "GPU 0: the driver does not tell"),
+        ((gpu(0, None, None), gpu(1, (7,))), {}, "warn", "GPU 1: pid 7"),
+        ((gpu(0, None, 0.9),), {}, "bad", "cannot be seen from here, 90 % busy"),
     ],
 )
 def test_device_users(tmp_path: Path, gpus: tuple[Gpu, ...], env: Mapping[str, str], state: str, word: str) -> None:
@@ -103,29 +112,14 @@ def test_device_users_that_nobody_tells_of_are_unknown(tmp_path: Path) -> None:
 def test_device_clocks(tmp_path: Path) -> None:
     host = Host(tmp_path, {})
     assert device_clocks(host, Gpus(None, (), "none here")) is None
-    good, bad = (device_clocks(host, Gpus("1", (gpu(0, slowdowns=names),))) for names in ((), ("power brake",)))
-    assert good is not None
-    assert bad is not None
-    expect(good, "good", "nothing")
-    expect(bad, "bad", "GPU 0: power brake")
-
-
-@pytest.mark.parametrize(
-    ("chosen", "kinds", "expected"),
-    [
-        (None, ("A", "A"), [0, 1]),
-        ("1", ("A", "A"), [1]),
-        ("1,0", ("A", "A"), [1, 0]),
-        ("GPU-1a", ("A", "B"), [1]),
-        ("-1", ("A", "A"), []),
-        ("1", ("A", "B"), [0, 1]),  # CUDA may count cards of different kinds in another order
-        ("MIG-77", ("A", "A"), [0, 1]),
-    ],
-)
-def test_visible_gpus(chosen: str | None, kinds: tuple[str, str], expected: list[int]) -> None:
-    gpus = [replace(gpu(index), name=kind) for index, kind in enumerate(kinds)]
-    env = {} if chosen is None else {"CUDA_VISIBLE_DEVICES": chosen}
-    assert [one.index for one in visible(gpus, env)] == expected
+    for names, state, word in (
+        ((), "good", "nothing"),
+        (("hw_thermal",), "bad", "GPU 0: hw_thermal"),
+        (None, "unknown", "GPU 0: the driver does not tell"),
+    ):
+        finding = device_clocks(host, Gpus("1", (gpu(0, slowdowns=names),)))
+        assert finding is not None
+        expect(finding, state, word)
 
 
 def test_device_memory() -> None:

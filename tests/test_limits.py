@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from assay.device import HostDevice
-from assay.limits.disk import PIECE, WAYS, NoDisk, Way, cached_share, time_pass
+from assay.limits.disk import PIECE, WAYS, NoDisk, Way, cached_share, is_in_memory, time_pass
 from assay.limits.memory import BEYOND_CACHE, SHARE_OF_FREE, buffer_bytes, copy, triad
 from assay.limits.products import KINDS, Shape, Unsupported, fastest, operands, prove, search
 from assay.limits.timing import FEWEST, Timings, take_samples
-from assay.machine import last_level_cache
+from assay.machine import last_level_caches, memory_left
 from assay.record import read_rank_file
 from assay.scoring import ceilings
 from tests.conftest import torchrun
@@ -76,13 +76,15 @@ def test_no_cache_holds_what_is_copied_and_memory_is_left_for_others(ranks: int)
     free = CPU.memory().free or 0
     assert count % 4096 == 0
     assert count * ranks * 3 <= free * 3 / SHARE_OF_FREE + 4096 * ranks
-    if 3 * free // SHARE_OF_FREE // 3 // ranks > (64 << 20) + BEYOND_CACHE * (last_level_cache() or 0):
-        assert count * ranks >= BEYOND_CACHE * (last_level_cache() or 0) - 4096 * ranks
+    if 3 * free // SHARE_OF_FREE // 3 // ranks > (64 << 20) + BEYOND_CACHE * (last_level_caches() or 0):
+        assert count * ranks >= BEYOND_CACHE * (last_level_caches() or 0) - 4096 * ranks
 
 
 def test_copy_and_triad_move_what_they_say() -> None:
     small = 1 << 20
-    assert copy(CPU, small).amount == 2 * small
+    copied = copy(CPU, small)
+    assert copied.amount == 2 * small
+    copied.call()
     work = triad(CPU, small)
     assert work.amount == 3 * small
     result = work.call()
@@ -97,10 +99,12 @@ def test_the_disk_is_timed_and_nothing_of_ours_stays(way: Way, tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_direct_read_out_of_memory_is_none() -> None:
+def test_memory_is_no_disk() -> None:
     shared = Path("/dev/shm")  # noqa: S108 - a file system without a disk is what is wanted
-    with pytest.raises(NoDisk, match=r"page cache|no direct access"):
-        time_pass(shared, "read_direct", PIECE)
+    assert is_in_memory(shared)
+    for way in WAYS:
+        with pytest.raises(NoDisk, match="lies in memory"):
+            time_pass(shared, way, PIECE)
 
 
 def test_a_folder_that_is_not_there_is_a_reason(tmp_path: Path) -> None:
@@ -116,7 +120,7 @@ def test_pages_in_the_cache_are_counted(tmp_path: Path) -> None:
     os.fsync(file)
     os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(file)
-    assert cached_share(path) < 0.5
+    assert (cached_share(path) == 1.0) == is_in_memory(tmp_path), "only a file system without a disk keeps its pages"
 
 
 def test_limits_are_taken_alone_and_together_and_carry_an_interval(tmp_path: Path) -> None:
@@ -134,3 +138,31 @@ def test_limits_are_taken_alone_and_together_and_carry_an_interval(tmp_path: Pat
         assert figure.estimate
         assert figure.estimate.low is not None, figure.estimate.method
         assert figure.estimate.low <= figure.estimate.value
+
+
+def test_the_caches_of_all_dies_count_once_each(tmp_path: Path) -> None:
+    for cpu, die in ((0, "0-1"), (1, "0-1"), (2, "2-3"), (3, "2-3")):
+        for index, (level, size, shared) in enumerate((("1", "48K", str(cpu)), ("3", "32M", die))):
+            folder = tmp_path / f"cpu{cpu}/cache/index{index}"
+            folder.mkdir(parents=True)
+            for name, text in (("level", level), ("size", size), ("shared_cpu_list", shared)):
+                (folder / name).write_text(text + "\n")
+    assert last_level_caches(tmp_path) == 64 << 20
+    assert last_level_caches(tmp_path / "absent") is None
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_memory_of_a_container_is_that_of_its_group(version: int, tmp_path: Path) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/job/step\n" if version == 2 else "4:memory:/job/step\n")
+    base = tmp_path / "sys/fs/cgroup" / ("" if version == 2 else "memory")
+    (base / "job/step").mkdir(parents=True)
+    limit, used = (
+        ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    )
+    (base / "job/step" / limit).write_text("max" if version == 2 else str(1 << 62))
+    (base / "job/step" / used).write_text("5")
+    assert memory_left(tmp_path)[1] == memory_left(tmp_path / "absent")[1]
+    (base / "job" / limit).write_text("1000")
+    (base / "job" / used).write_text("600")
+    assert memory_left(tmp_path) == (400, 1000)

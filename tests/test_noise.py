@@ -1,9 +1,11 @@
 """A/A noise: its formula, the script that measures it, and everything that can go wrong with that run."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from assay.device import Accelerator
 from assay.doctor.noise import (
     DRIFT_WARN,
     METRIC,
@@ -26,9 +29,11 @@ from assay.doctor.noise import (
     whole_case,
 )
 from assay.doctor.trial import run_trial
-from assay.errors import RunFailed
+from assay.errors import BadInput, RunFailed
 from assay.options.noise import NoiseOptions
-from assay.record import Block, read_rank_file
+from assay.ranks import Session, World
+from assay.record import Block, Header, read_rank_file
+from assay.recorder import Recorder
 from tests.conftest import ROOT, environment
 
 SECONDS = st.floats(1e-3, 1e3)
@@ -184,7 +189,8 @@ def test_a_noise_run_that_hangs_is_ended_and_found(tmp_path: Path) -> None:
     ("text", "word"),
     [
         ("echo first >&2; echo 'ImportError: libcudart.so.12: no such file' >&2; exit 1", "failed: ImportError: libcudart"),
-        ("echo 'assay: error: rank 0: no such device' >&2; echo later >&2; exit 2", "failed: rank 0: no such device"),
+        ("echo 'assay: error: rank 0: the device is lost' >&2; echo later >&2; exit 1", "failed: rank 0: the device is lost"),
+        ("echo 'assay: error: rank 0: --out x: cannot be written' >&2; exit 2", "failed: rank 0: --out x"),
         ("exit 3", "exit code 3 without a word"),
         ("kill -9 $$", "exit code 137"),
         ("exit 0", "no such file"),  # ended well, but left no records
@@ -197,6 +203,40 @@ def test_a_noise_run_that_fails_is_a_sentence(tmp_path: Path, text: str, word: s
     assert word in finding.found.lower() if word == "no such file" else word in finding.found
     assert "\n" not in finding.found
     assert finding.advice
+
+
+def test_a_device_that_torch_does_not_offer_is_bad_input() -> None:
+    with pytest.raises(BadInput, match=r"^--device nosuch is not there: torch \S+ offers "):
+        run_trial("nosuch")
+
+
+def test_the_noise_run_has_no_sensors_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASSAY_SENSORS", "on")
+    run_trial("cpu", fake_python(tmp_path, f"env > {tmp_path}/env; exit 3"))
+    assert "ASSAY_SENSORS=off" in (tmp_path / "env").read_text().splitlines()
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_an_accelerators_memory_that_its_driver_does_not_tell_is_null_with_a_reason(tmp_path: Path, told: bool) -> None:
+    def ask(index: int) -> tuple[int, int]:
+        if told:
+            return 60 << 30, 80 << 30
+        raise RuntimeError("the driver of this device does not tell its free memory")
+
+    device = Accelerator.__new__(Accelerator)  # without the device, which nobody has here
+    device.type, device.index, device._module = "xpu", 0, SimpleNamespace(mem_get_info=ask)
+    alone = World(0, 1, 0, 1, "none", ("n1",), True)
+    recorder = Recorder(tmp_path / "rank.jsonl", Header(0, 1, 0, 1, "n1", 1, "b", "xpu", "", "none", "s", 0.0, 0.0))
+    script = runpy.run_path(str(ROOT / "specs/noise.py"))
+    script["held_memory"](Session(alone, device, recorder))
+    recorder.close()
+    blocks = {block.metric: block for block in read_rank_file(tmp_path / "rank.jsonl").blocks}
+    free, total = blocks["device_memory_free"], blocks["device_memory_total"]
+    if told:
+        assert (free.samples[0], total.samples[0], free.reason) == (60 << 30, 80 << 30, None)
+    else:
+        assert np.isnan([free.samples[0], total.samples[0]]).all()
+        assert free.reason == total.reason == "neither the driver nor torch tells it"
 
 
 def test_an_interpreter_that_is_not_there_is_a_finding(tmp_path: Path) -> None:

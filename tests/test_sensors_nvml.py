@@ -40,7 +40,11 @@ def test_readings_counters_and_events_of_a_device(library: Path, tmp_path: Path)
     assert file.header is not None
     about = file.header.about["sources"]["nvml"]
     assert about["gpu1"] == {"name": "Fake Accelerator", "uuid": "GPU-00000001"}
-    first = {one.metric: one for one in file.series if one.device == "gpu0" and one.metric != "throttled"}
+    first = {
+        one.metric: one
+        for one in file.series
+        if one.device == "gpu0" and one.metric != "throttled" and one.tags.get("kind") != "memory"
+    }
     latest = {metric: series.values[-1] for metric, series in first.items()}
     assert {key: latest[key] for key in ("power", "temperature", "utilisation", "memory_used", "xid_events", "xid_last")} == {
         "power": 300.0, "temperature": 60.0, "utilisation": 0.97, "memory_used": 1 << 20, "xid_events": 1.0, "xid_last": 79.0,
@@ -66,7 +70,7 @@ def test_throttling_and_errors_are_doubts_but_the_power_limit_is_none(library: P
     assert share.estimate is not None
     assert "sw_power_cap 100%" in share.estimate.method
     kinds = [kind for kind, _, _ in doubts([file])]
-    assert sorted(kinds) == ["memory_errors", "memory_errors", "throttled"]
+    assert sorted(kinds) == ["driver_errors", "memory_errors", "throttled"]
     told = " ".join(message for _, _, message in doubts([file]))
     assert "(hw_thermal)" in told
     assert "the last one of number 79" in told
@@ -86,6 +90,18 @@ def test_only_devices_that_the_ranks_see_are_watched(library: Path, tmp_path: Pa
     file = sampled(library, tmp_path, 0.1, 0.2, CUDA_VISIBLE_DEVICES="1")
     assert {one.device for one in file.series} == {"gpu1"}
     assert {one.tags["index"] for one in file.series} == {0}
+
+
+def test_the_doctor_has_the_findings_of_every_device_although_one_refuses_most(library: Path) -> None:
+    # This driver tells neither its version nor who computes on a device.
+    code = "from assay.doctor.accelerator import read_nvml; print(*read_nvml().gpus, sep=chr(10))"
+    env = environment(LD_LIBRARY_PATH=str(library))
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "Gpu(index=0, name='Fake Accelerator', uuid='GPU-00000000', users=None, busy=0.97, slowdowns=())",
+        "Gpu(index=1, name='Fake Accelerator', uuid='GPU-00000001', users=None, busy=None, slowdowns=None)",
+    ]
 
 
 def test_without_a_driver_or_the_package_the_reason_says_so(tmp_path: Path, library: Path) -> None:
@@ -113,6 +129,7 @@ EQUAL = [{"name": "A", "uuid": f"GPU-{number}{number}"} for number in range(4)]
         ({"CUDA_VISIBLE_DEVICES": "2,9,1"}, [(2, 0)]),
         ({"CUDA_VISIBLE_DEVICES": "GPU-2,GPU-0"}, [(2, 0), (0, 1)]),
         ({"CUDA_VISIBLE_DEVICES": ""}, []),
+        ({"CUDA_VISIBLE_DEVICES": "-1,0"}, []),
         ({"CUDA_VISIBLE_DEVICES": "MIG-1"}, [(0, None), (1, None), (2, None), (3, None)]),
     ],
 )  # fmt: skip

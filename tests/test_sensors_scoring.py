@@ -1,6 +1,7 @@
 """From sensors' records to energy, figures and doubts."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from assay.estimates import Estimate
 from assay.record import Block, Header, RankFile, TagValue, encode_block, encode_header
 from assay.scoring.energy import derive, device_energy, device_figures, energy_between, flops_per_watt, measured_spans
 from assay.scoring.result import Figure
-from assay.scoring.sensors import SensorFile, SensorSeries, doubts, increase, read_sensors, stolen_share
+from assay.scoring.sensors import SensorFile, SensorSeries, doubts, increase, notes, read_sensors, stolen_share
 from assay.scoring.sensors import derive as derive_state
 
 
@@ -126,6 +127,8 @@ def test_figures_of_devices() -> None:
         series("link_errors", [5, 5, 9], device="eth0", counter="rx_dropped"),
         series("link_errors", [5, 5, 5], device="eth0", counter="rx_errors"),
         series("throttle_time", [0, 0.5, 1], device="package-0"),
+        series("utilisation", [0.2, 0.9, 1.0], device="gpu0"),
+        series("memory_used", [1e9, 7e9, 5e9], device="gpu0"),
     ]
     state = derive_state([file_of(*found)])
     hottest = figure(state, "temperature_max")
@@ -141,6 +144,10 @@ def test_figures_of_devices() -> None:
     assert figure(device_figures([file_of(*found)]), "energy").value == 400
     only = derive_state([file_of(*found)], {"boot": (1.5, 2.5)})
     assert figure(only, "temperature_max").value == 60
+    assert figure(state, "utilisation_mean", device="gpu0").value == pytest.approx(0.7)
+    assert (figure(state, "memory_used_max").value, figure(state, "memory_used_max").unit) == (7e9, "B")
+    assert figure(only, "utilisation_mean").value == 1.0
+    assert figure(only, "memory_used_max").value == 5e9
 
 
 def test_doubts_name_what_was_wrong_and_where() -> None:
@@ -159,6 +166,54 @@ def test_doubts_name_what_was_wrong_and_where() -> None:
     ]
     quiet = series("cpu_steal", [0, 0.01, 0.02], device="cpu", cores=2)
     assert doubts([file_of(quiet)]) == []
+
+
+def test_a_drivers_errors_are_no_memory_errors_unless_they_are_about_memory() -> None:
+    # 48 was followed by 45 within one reading: the newest number alone would hide it.
+    found = [
+        series("xid_events", [0, 0, 1], device="gpu0", kind="memory"),
+        series("xid_last", [0, 0, 48], device="gpu0", kind="memory"),
+        series("xid_events", [0, 1, 3, 4], device="gpu0", kind="other"),
+        series("xid_last", [0, 13, 45, 79], device="gpu0", kind="other"),
+    ]
+    memory = ("memory_errors", "gpu0 on host-boot", "the driver reported 1 XID errors, the last one of number 48")
+    other = "the driver reported {} XID errors, the last one of number {}"
+    assert doubts([file_of(*found)]) == [memory, ("driver_errors", "gpu0 on host-boot", other.format(4, 79))]
+    (early,) = doubts([file_of(*found)], {"boot": (0, 0.5)})
+    assert early == ("driver_errors", "gpu0 on host-boot", other.format(1, 13)), "the span's own, not the last of all"
+
+
+# ---- why readings are missing ----
+
+
+def ranks_of(clock: str, last: float, note: str | None = None) -> RankFile:
+    blocks = [Block("call_time", "s", np.array([1.0]), {}, None, 1.0, last)]
+    if note:
+        blocks.append(Block("sensor_note", "1", np.array([np.nan]), {}, None, last + 90, last + 90, note))
+    return RankFile(Path("rank-00000.jsonl"), header(clock=clock), blocks, [], False)
+
+
+def test_whole_readings_need_no_note_and_neither_does_sampling_that_was_off() -> None:
+    steal = series("cpu_steal", [0, 0, 0, 0], [1, 2, 3, 4], device="cpu")
+    assert notes([file_of(steal)], [ranks_of("boot", 3.9), ranks_of("boot", 6.9)]) == []
+    assert notes([], [ranks_of("boot", 9)]) == []
+
+
+def test_what_is_missing_of_the_sensors_is_told_host_by_host() -> None:
+    steal = series("cpu_steal", [0, 0, 0, 0], [1, 2, 3, 4], device="cpu")
+    slow = series("link_errors", [0, 0], [1, 2.5], device="eth0")
+    early = "host-boot: the sensors' readings end 30 s before the ranks' records"
+    failed = "the sensors' process ended with exit code -9"
+    assert notes([file_of(steal, slow)], [ranks_of("boot", 34, failed), ranks_of("boot", 30)]) == [
+        f"host-boot: {failed}",
+        early,
+    ]
+    assert notes([], [ranks_of("boot", 34, failed)]) == [f"host-boot: {failed}"]
+    two = [ranks_of("boot", 4), ranks_of("b", 4), ranks_of("b", 4)]
+    assert notes([file_of(steal)], two) == ["host-b: no sensors were recorded"]
+    assert notes([file_of(clock="b"), file_of(steal)], two) == ["host-b: no sensors were recorded"]
+    noted = replace(file_of(steal), notes=["gpu0: GPU is lost"])
+    assert notes([noted], [ranks_of("boot", 4)]) == ["host-boot: gpu0: GPU is lost"]
 
 
 # ---- a training case ----

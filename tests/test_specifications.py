@@ -27,7 +27,7 @@ def by_key(figures: list[Figure]) -> dict[str, Figure | None]:
 
 
 def test_all_that_has_a_meaning_on_a_cpu_has_a_number_and_the_rest_its_reason(tmp_path: Path) -> None:
-    done = torchrun(1, "specs/bench.py", *SMALL, "--out", tmp_path)
+    done = torchrun(1, "specs/bench.py", *SMALL, "--sustain", "2.1", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     figures, curves = specifications.derive([read_rank_file(tmp_path / "rank-00000.jsonl")], {}, [])
     found = by_key(figures)
@@ -45,12 +45,28 @@ def test_all_that_has_a_meaning_on_a_cpu_has_a_number_and_the_rest_its_reason(tm
     assert {figure.unit for figure in figures if figure.metric == "sustained_rate"} == {"FLOP/s", "OP/s"}
 
 
+def test_ranks_measure_at_once_and_none_waits_for_ever(tmp_path: Path) -> None:
+    done = torchrun(2, "specs/bench.py", *SMALL, "--parts", "products,memory,links,disk", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    files = [read_rank_file(tmp_path / f"rank-0000{number}.jsonl") for number in (0, 1)]
+    figures, _ = specifications.derive(files, {}, [])
+    both = [figure for figure in figures if figure.metric in ("gemm_rate", "copy_rate", "triad_rate") and figure.value]
+    assert {figure.tags["loaded"] for figure in both} == {"together"}
+    assert all(figure.estimate and figure.estimate.method.startswith("2 ranks at work") for figure in both)
+    assert len([block for block in files[1].blocks if block.metric == "disk_time"]) == 0, "one rank a host"
+
+
 def test_only_the_parts_asked_for_are_measured(tmp_path: Path) -> None:
     done = torchrun(1, "specs/bench.py", *SMALL, "--parts", "memory", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     metrics = {block.metric for block in read_rank_file(tmp_path / "rank-00000.jsonl").blocks}
-    assert metrics == {"memory_total", "memory_free", "copy_time", "triad_time"}
+    assert metrics == {"memory_total", "copy_time", "triad_time"}
     assert SpecsOptions.model_validate({"parts": "disk,host"}).parts == ("disk", "host")
+    twice = torchrun(1, "specs/bench.py", "--parts", "disk,disk")
+    assert twice.returncode != 0
+    assert "'disk' is there twice; keep one" in twice.stderr
+    nowhere = torchrun(1, "specs/bench.py", *SMALL, "--parts", "disk", "--disk", tmp_path / "absent")
+    assert f"--disk {tmp_path / 'absent'}: is no folder" in nowhere.stderr
 
 
 def rank(number: int, blocks: list[Block]) -> RankFile:

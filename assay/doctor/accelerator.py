@@ -67,7 +67,8 @@ def _read(nvml: Any, index: int, handle: Any, about: Mapping[str, str]) -> Gpu:
     users = busy = slowdowns = None
     # Any of it may be refused: of a slice of a GPU (MIG), of an old card, of one that is lost.
     if handle is not None:
-        with contextlib.suppress(nvml.NVMLError):
+        # pynvml has an error of another family for a call that this driver is too old for.
+        with contextlib.suppress(nvml.NVMLError, getattr(nvml, "NVMLLibraryMismatchError", nvml.NVMLError)):
             users = tuple(process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle))
         with contextlib.suppress(nvml.NVMLError):
             busy = nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100

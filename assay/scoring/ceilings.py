@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from assay.estimates import Estimate, median_interval
+from assay.estimates import Estimate, interval_ranks
 from assay.record import Block, RankFile
 from assay.scoring.result import Figure
 
@@ -74,12 +74,13 @@ def _ceiling(key: _Key, found: list[tuple[RankFile, Block]]) -> Figure:
     rates = [rate for rate, _ in seen]
     if not rates or not all(rates):
         return Figure(name, unit, None, tags, "higher", reason="the ranks were never all at work at once")
-    spread = median_interval(rates)
+    # Six turns are too few to see whether they are correlated; all of them is the widest interval that they can give.
+    low, high = (min(rates), max(rates)) if interval_ranks(len(rates)) else (None, None)
     samples = sum(block.samples.size for _, block in found)
     parts = min(windows for _, windows in seen)
     best = f"best of {parts} parts of each of" if parts > 1 else "all of each of"
-    method = f"{_count(len(ranks))} at work, {best} {len(rates)} turns; {spread.method}"
-    return Figure(name, unit, Estimate(spread.value, spread.low, spread.high, samples, method), tags, better="higher")
+    method = f"{_count(len(ranks))} at work, {best} {len(rates)} turns; median turn, lowest and highest"
+    return Figure(name, unit, Estimate(float(np.median(rates)), low, high, samples, method), tags, better="higher")
 
 
 def _rate(turn: list[tuple[RankFile, Block]]) -> tuple[float, int]:

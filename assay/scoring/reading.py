@@ -77,7 +77,12 @@ def _guarded(case: CaseResult, read: Callable[[], T], nothing: T, noted: list[Do
 
 
 def _sensors(files: list[RankFile]) -> list[SensorFile]:
-    return read_sensors(files[0].path.parent) if files else []
+    if not files:
+        return []
+    try:
+        return read_sensors(files[0].path.parent)
+    except OSError as error:
+        raise BadInput(f"{error.filename}: {(error.strerror or str(error)).lower()}; mend it or remove it") from error
 
 
 def _sensed(files: list[SensorFile]) -> list[Figure]:
