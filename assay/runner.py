@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from assay import ceiling_cache, machine
 from assay.doctor import checkup as doctor
 from assay.doctor.checkup import Checkup
-from assay.errors import RunFailed
+from assay.errors import BadInput, RunFailed
 from assay.launchers import local
 from assay.progress import parse_progress
 from assay.record import read_header
@@ -98,7 +98,10 @@ def examine(run: RunDir, suite: Suite) -> Checkup | None:
     if not suite.file.doctor or all(run.case(case.name).passed() for case in suite.cases):
         return None
     devices = {case.options.device for case in suite.cases}
-    checkup = doctor.examine(run.path, devices.pop() if len(devices) == 1 else "auto")
+    try:
+        checkup = doctor.examine(run.path, devices.pop() if len(devices) == 1 else "auto")
+    except BadInput:
+        return None  # torch offers no such device: every case is going to say so, and leave a record of it
     run.add_checkup(checkup.document())
     return checkup
 

@@ -6,7 +6,13 @@ from assay.estimates import Estimate
 from assay.report.text import line
 from assay.units import format_size, si_scale, significant_places
 
-_PERCENT = {"mfu", "hfu", "stolen_share", "throttled_share"}  # pure numbers that everybody reads in percent
+_PERCENT = {
+    "mfu",
+    "hfu",
+    "stolen_share",
+    "throttled_share",
+    "utilisation_mean",
+}  # pure numbers that everybody reads in percent
 
 
 def scale(value: float, unit: str, metric: str = "") -> tuple[float, str]:

@@ -30,7 +30,7 @@ ADVICE = {
     "throttled": "better cooling or a higher power limit; look at temperature and clocks beside the case, then run again",
     "memory_errors": "take the device out of service and look at the driver's log; use no figure of this case",
     "driver_errors": "look the number up in the vendor's list; if no program caused it, have the device tested",
-    "sensors_missing": "power, heat and error counters of this case are unknown; see the note, then run again",
+    "sensors_missing": "power, heat and error counters of this case are not whole; mend what the note says, then run again",
     "link_errors": "find the card, cable or switch port whose counter rose, mend it, then run again",
     "stolen_time": "run on a host of your own or with dedicated cores; times of this case hold other machines' work",
     "cpu_quota": "raise the container's CPU quota, or start fewer ranks or threads",

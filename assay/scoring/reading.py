@@ -51,10 +51,13 @@ def read_run(path: Path) -> RunResult:
             figures, curves = _guarded(case, read, nothing, noted)
         beside = _sensors(files)
         no_figures: list[Figure] = []
+        no_notes: list[str] = []
         if case.script in METERED:
             figures = figures + _guarded(case, partial(METERED[case.script], files, beside), no_figures, noted)
         sensed = _guarded(case, partial(_sensed, beside), no_figures, noted)
         noted += _guarded(case, partial(doubts.of_sensors, case.name, beside), [], noted)
+        told = _guarded(case, partial(sensors.notes, beside, files), no_notes, noted)
+        noted += [doubts.doubt("sensors_missing", case.name, "sensors", text) for text in told]
         known = replace(case, figures=figures, curves=curves, sensed=sensed, about=_about(files))
         noted += doubts.of_case(known, files, document["host"].get("cores_usable"))
         cases.append(doubts.beside_figures(known, [item for item in noted if item.case == case.name]))
