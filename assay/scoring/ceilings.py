@@ -71,8 +71,9 @@ def _ceiling(key: _Key, found: list[tuple[RankFile, Block]]) -> Figure:
     for file, block in found:
         turns[int(block.tags.get("turn") or 0)].append((file, block))
     seen = [_rate(turn) for turn in turns.values() if len(turn) == len(ranks)]
+    seen = [(rate, windows) for rate, windows in seen if rate]  # ranks that missed each other tell nothing in that turn
     rates = [rate for rate, _ in seen]
-    if not rates or not all(rates):
+    if not rates:
         return Figure(name, unit, None, tags, "higher", reason="the ranks were never all at work at once")
     # Six turns are too few to see whether they are correlated; all of them is the widest interval that they can give.
     low, high = (min(rates), max(rates)) if interval_ranks(len(rates)) else (None, None)
