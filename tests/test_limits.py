@@ -73,11 +73,12 @@ def test_samples_hold_enough_calls_to_be_timed() -> None:
 @given(st.integers(1, 64))
 def test_no_cache_holds_what_is_copied_and_memory_is_left_for_others(ranks: int) -> None:
     count = buffer_bytes(CPU, ranks)
-    free = CPU.memory().free or 0
     assert count % 4096 == 0
-    assert count * ranks * 3 <= free * 3 / SHARE_OF_FREE + 4096 * ranks
-    if 3 * free // SHARE_OF_FREE // 3 // ranks > (64 << 20) + BEYOND_CACHE * (last_level_caches() or 0):
-        assert count * ranks >= BEYOND_CACHE * (last_level_caches() or 0) - 4096 * ranks
+    free, caches = CPU.memory().free or 0, last_level_caches() or 0
+    # What is free changes while this test runs: hence a tenth of play.
+    assert count * ranks <= 1.1 * free / SHARE_OF_FREE + 4096 * ranks
+    if 0.9 * free / SHARE_OF_FREE > (64 << 20) * ranks + BEYOND_CACHE * caches:
+        assert count * ranks >= BEYOND_CACHE * caches - 4096 * ranks
 
 
 def test_copy_and_triad_move_what_they_say() -> None:
