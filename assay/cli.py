@@ -89,7 +89,7 @@ def run(
     except KeyboardInterrupt:
         print(f"interrupted; what was measured is kept, go on with: assay run --resume {folder.path}", file=sys.stderr)
         raise SystemExit(INTERRUPTED_EXIT) from None
-    report(folder.path, None, None, None)
+    report(folder.path, None, None, None, None)
     raise typer.Exit(0 if passed else RUN_FAILED_EXIT)
 
 
@@ -139,6 +139,7 @@ def report(
     profile: ProfileOption = None,
     baseline: BaselineOption = None,
     out: Annotated[Path | None, typer.Option(help="folder to write into [the run folder]")] = None,
+    datasheets: Annotated[Path | None, typer.Option(help="file with the printed peaks of your own devices")] = None,
 ) -> None:
     """Write report.html and report.md into a run folder (or another) and print a summary."""
     from rich.console import Console
@@ -146,7 +147,7 @@ def report(
     from assay.report.terminal import summarise
     from assay.results import evaluate, write_report
 
-    result = evaluate(path, profile, baseline)
+    result = evaluate(path, profile, baseline, datasheets)
     Console(soft_wrap=True).print(summarise(result, str(write_report(result, out or path))))
 
 

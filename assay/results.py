@@ -7,7 +7,7 @@ from assay.errors import RunFailed
 from assay.report.html import render_html
 from assay.report.markdown import render_markdown
 from assay.scoring.baseline import load_baseline, load_profile
-from assay.scoring.datasheet import PEAK_UNITS, find_datasheet, peak
+from assay.scoring.datasheet import PEAK_UNITS, find_datasheet, load_datasheets, peak
 from assay.scoring.reading import read_run
 from assay.scoring.result import RunResult
 from assay.scoring.score import score_run
@@ -16,16 +16,20 @@ from assay.scoring.specifications import SCRIPT, parameter_rows
 DEFAULT_PROFILE = "local"
 
 
-def evaluate(path: Path, profile: str | None = None, baseline: str | None = None) -> RunResult:
+def evaluate(
+    path: Path, profile: str | None = None, baseline: str | None = None, datasheets: Path | None = None
+) -> RunResult:
     """Read and score a run folder. Without `profile`, the suite's own is used; without `baseline`, the profile's.
 
-    Raises BadInput if the folder, the profile or the baseline cannot be used.
+    datasheets: a file of products whose printed peaks are shown, instead of the shipped one. Raises BadInput if the
+    folder or a file cannot be used.
     """
+    sheets = load_datasheets(datasheets) if datasheets else None
     result = read_run(path)
     chosen = load_profile(profile or result.document.get("suite", {}).get("profile") or DEFAULT_PROFILE)
     against = baseline or chosen.baseline
     standard = load_baseline(against) if against else None
-    sheet = next((found for name in _device_names(result) if (found := find_datasheet(name))), None)
+    sheet = next((found for name in _device_names(result) if (found := find_datasheet(name, sheets))), None)
     return replace(
         result,
         scorecard=score_run(result, chosen, standard),

@@ -7,13 +7,14 @@ import pytest
 import yaml
 
 from assay.errors import BadInput
+from assay.estimates import Estimate
 from assay.options import SpecsOptions
 from assay.record import Block, Header, RankFile, TagValue, read_rank_file
 from assay.report.specifications import specification_chapter
 from assay.results import evaluate
 from assay.scoring import specifications
 from assay.scoring.baseline import Baseline, load_baseline
-from assay.scoring.result import Figure
+from assay.scoring.result import CaseResult, Figure, RunResult
 from assay.scoring.sensors import SensorFile, SensorSeries
 from assay.scoring.specifications import PARAMETERS, measured, parameter_rows
 from tests.conftest import assay, torchrun
@@ -184,3 +185,19 @@ def test_power_and_rate_per_watt_come_from_the_time_under_load_alone() -> None:
     unknown = specifications.efficiency([alone], [])
     assert {figure.value for figure in unknown} == {None}
     assert {figure.reason for figure in unknown} == {"n0: no sensors were recorded"}
+
+
+def test_a_vendors_own_datasheet_stands_beside_what_was_measured(tmp_path: Path, tiny_run: Path) -> None:
+    (tmp_path / "own.yaml").write_text("schema: assay-datasheets/1\nproducts: 3\n")
+    done = assay("report", tiny_run, "--out", tmp_path, "--datasheets", tmp_path / "own.yaml", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("assay: error: ")) == (2, 1)
+    assert "own.yaml:2: products:" in done.stderr
+    figure = Figure("gemm_rate", "FLOP/s", Estimate(6e13, None, None, 6, ""), {"dtype": "tf32"})
+    case = CaseResult("specs", "specs/bench", 1, {}, None, 1, [figure])
+    rows = {row.parameter.key: row for row in parameter_rows([case], {}, {"tf32": 1.2e14, "fp32": 1e13})}
+    assert (rows["tf32"].datasheet, rows["fp32"].datasheet, rows["fp8"].datasheet) == (1.2e14, 1e13, None)
+    result = RunResult("r", {}, [case], [], [], parameters=list(rows.values()), datasheet="Own: its sheet, 2026.")
+    chapter = specification_chapter(result)
+    assert "Datasheet: Own: its sheet, 2026." in chapter.lead
+    shown = {row[0].text: [cell.text for cell in row] for row in chapter.parts[0].tables[0].rows}
+    assert shown["TF32 rate"] == ["TF32 rate", "60.0 TFLOP/s", "120 TFLOP/s", "50.0 %"]
