@@ -19,10 +19,11 @@ from assay.clock import now
 from assay.device import HostDevice
 from assay.estimates import median_interval
 from assay.options import PretrainOptions
-from assay.ranks import Session, World
+from assay.ranks import Session
 from assay.record import Header
 from assay.recorder import Recorder
 from assay.training.journal import Journal
+from assay.world import World
 
 STEP_LIMIT, CALL_LIMIT = 20e-6, 1e-6
 ROUNDS, SAMPLES = 20_000, 25

@@ -12,7 +12,6 @@ from torch import nn
 from assay.options import PretrainOptions
 from assay.options.base import validate
 from assay.presets import MODELS, ModelShape
-from assay.ranks import World
 from assay.record import Header, read_rank_file
 from assay.recorder import Recorder
 from assay.scoring.result import CaseResult
@@ -22,6 +21,7 @@ from assay.training import counting
 from assay.training.counting import ByteCounter, Count, count_passes, count_update, count_work, record_work
 from assay.training.flops import flops_per_token, least_work
 from assay.training.model import DTYPES, build_model, count_parameters
+from assay.world import World
 
 SHAPES = [
     ModelShape("untied", "llama", 320, 48, 3, 6, 6, 128),

@@ -31,9 +31,10 @@ from assay.doctor.noise import (
 from assay.doctor.trial import run_trial
 from assay.errors import BadInput, RunFailed
 from assay.options.noise import NoiseOptions
-from assay.ranks import Session, World
+from assay.ranks import Session
 from assay.record import Block, Header, read_rank_file
 from assay.recorder import Recorder
+from assay.world import World
 from tests.conftest import ROOT, environment
 
 SECONDS = st.floats(1e-3, 1e3)

@@ -10,8 +10,8 @@ import pytest
 
 from assay.errors import BadInput
 from assay.placement import Placement, placement, rendezvous_environment
-from assay.ranks import World
 from assay.record import read_rank_file
+from assay.world import World
 from tests.conftest import ROOT, environment, free_port, torchrun, wait_for
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}

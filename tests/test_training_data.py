@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from assay.errors import BadInput
 from assay.options import PretrainOptions
 from assay.options.base import validate
-from assay.ranks import World
 from assay.training.data import Data, DummyData, TextData, open_data, train_batch
+from assay.world import World
 
 VOCAB = 300
 PROSE = "In the beginning the ranks were without form, and void; and rank 0 said: let there be a barrier. " * 40

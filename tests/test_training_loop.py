@@ -14,7 +14,6 @@ from assay.errors import RunFailed
 from assay.options import PretrainOptions
 from assay.options.base import validate
 from assay.presets import ModelShape
-from assay.ranks import World
 from assay.training.data import DummyData
 from assay.training.engines import ENGINES, clip_gradients
 from assay.training.flops import flops_per_token
@@ -29,6 +28,7 @@ from assay.training.loop import (
 )
 from assay.training.model import build_model, count_parameters
 from assay.training.weights import initialise
+from assay.world import World
 
 SMALL = ModelShape("small", "llama", 256, 48, 2, 6, 2, 128)
 ALONE = World(0, 1, 0, 1, "gloo", ("host",), True)

@@ -10,7 +10,7 @@ import torch
 
 from assay.device import Device
 from assay.limits.timing import Timings, Work, take_samples
-from assay.ranks import first_line
+from assay.world import first_line
 
 PROOF = 256  # side of the product that is compared with the exact one
 PATIENCE = 0.1  # s; a shape is left out of the search if one product would take longer, and longer than it is given

@@ -19,7 +19,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from assay.options import PretrainOptions
 from assay.presets import MODELS, ModelShape
-from assay.ranks import World
 from assay.record import Tags, TagValue
 from assay.recorder import Recorder
 from assay.roofline import StepWork
@@ -27,6 +26,7 @@ from assay.training.engines import clip_gradients
 from assay.training.flops import least_work
 from assay.training.loop import make_optimizer, next_token_losses
 from assay.training.model import DTYPES, build_model, count_parameters
+from assay.world import World
 
 METHODS = {
     "counted": "every operation of an unfused execution, run on the meta device: bytes are an upper bound",

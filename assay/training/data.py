@@ -10,10 +10,10 @@ from tokenizers import Tokenizer
 
 from assay.errors import BadInput
 from assay.options import PretrainOptions
-from assay.ranks import World
 from assay.training.text import read_documents
 from assay.training.tokenizer import END_OF_TEXT, shared_tokenizer, text_digest
 from assay.training.weights import raw_bits
+from assay.world import World
 
 HELD_OUT_SHARE = 0.05  # of the windows, the last ones, at least one
 DOCUMENTS_AT_ONCE = 64  # tokenized together, on all cores

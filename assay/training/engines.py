@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from assay.device import Device
 from assay.errors import RunFailed
-from assay.ranks import World
 from assay.training.model import decoder_layers, materialise
+from assay.world import World
 
 Fill = Callable[[nn.Module], None]
 """Writes the initial weights into a model that has memory."""

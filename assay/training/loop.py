@@ -12,9 +12,9 @@ from torch.nn.functional import cross_entropy
 
 from assay.device import Device
 from assay.options import PretrainOptions
-from assay.ranks import World
 from assay.training.data import Data, train_batch
 from assay.training.engines import Engine, clip_gradients
+from assay.world import World
 
 BETAS = (0.9, 0.95)
 

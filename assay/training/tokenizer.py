@@ -11,7 +11,7 @@ import torch.distributed as dist
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from assay.errors import AssayError, BadInput
-from assay.ranks import World
+from assay.world import World
 
 END_OF_TEXT = "<|endoftext|>"
 _SMALLEST_VOCAB = 257  # every byte, and the end of a document
