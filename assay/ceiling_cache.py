@@ -6,7 +6,6 @@ governor, boost, quotas and limits. What was measured while the machine was unfi
 doubt, is not kept. An entry that is too old is removed.
 """
 
-import contextlib
 import hashlib
 import json
 import shutil
@@ -115,28 +114,43 @@ def copy_to(entry: Entry, attempt: Path) -> bool:
     return True
 
 
-def keep(case: Case, wanted: Mapping[str, Any], attempt: Path, env: Mapping[str, str], checkup: Checkup | None) -> None:
-    """Keep the records of an attempt that passed, if the machine was fit. A cache that cannot be written fails no run."""
+def keep(
+    case: Case, wanted: Mapping[str, Any], attempt: Path, env: Mapping[str, str], checkup: Checkup | None
+) -> str | None:
+    """Keep the records of an attempt that passed; a sentence if they are not to be used again, and why."""
     parent = cache_folder(env)
-    if case.reuse_within <= 0 or parent is None or (checkup is not None and checkup.verdict == "unfit"):
-        return
-    with contextlib.suppress(OSError, RunFailed):
-        if doubts(read_sensors(attempt)):
-            return
-        parent.mkdir(parents=True, exist_ok=True)
-        _sweep(parent)
-        made = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))
-        try:
-            files = sorted(attempt.glob("*.jsonl"))
-            for file in files:
-                shutil.copy2(file, made / file.name)
-            sizes = {file.name: (made / file.name).stat().st_size for file in files}
-            write_document(made / ENTRY, {"identity": wanted, "measured": time.time(), "files": sizes})
-            folder = parent / _digest(wanted)
-            shutil.rmtree(folder, ignore_errors=True)
-            made.rename(folder)
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
+    if case.reuse_within <= 0:
+        return None
+    try:
+        reason = _unfit(attempt, checkup) or ("this user has no folder for it" if parent is None else None)
+        if reason is None and parent is not None:
+            _write(parent, wanted, attempt)
+    except (OSError, RunFailed) as error:  # a cache that cannot be written is no reason to fail a run
+        reason = str(error)
+    return f"measured anew in the next run too: {reason}" if reason else None
+
+
+def _unfit(attempt: Path, checkup: Checkup | None) -> str | None:
+    if checkup is not None and checkup.verdict == "unfit":
+        return "the machine was unfit to be measured"
+    return next((f"{subject} {message}" for _, subject, message in doubts(read_sensors(attempt))), None)
+
+
+def _write(parent: Path, wanted: Mapping[str, Any], attempt: Path) -> None:
+    parent.mkdir(parents=True, exist_ok=True)
+    _sweep(parent)
+    made = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))
+    try:
+        files = sorted(attempt.glob("*.jsonl"))
+        for file in files:
+            shutil.copy2(file, made / file.name)
+        sizes = {file.name: (made / file.name).stat().st_size for file in files}
+        write_document(made / ENTRY, {"identity": wanted, "measured": time.time(), "files": sizes})
+        folder = parent / _digest(wanted)
+        shutil.rmtree(folder, ignore_errors=True)
+        made.rename(folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
 
 
 def _sweep(parent: Path) -> None:

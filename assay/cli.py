@@ -168,7 +168,8 @@ def baseline_record(
         file.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), encoding="utf-8")
     except OSError as error:
         raise BadInput(f"{file}: {(error.strerror or str(error)).lower()}; give another --out") from error
-    print(f"{len(document['figures'])} figures in {file}; use it with: assay score RUN --baseline {file}")
+    count = len(document["figures"]) + len(document["specifications"])
+    print(f"{count} figures in {file}; use it with: assay report RUN --baseline {file}")
 
 
 @app.command()

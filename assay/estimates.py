@@ -111,6 +111,30 @@ def median_interval(samples: ArrayLike, confidence: float = CONFIDENCE) -> Estim
     return Estimate(value, min(low, value), max(high, value), data.size, method)
 
 
+WINDOWS = 10  # into which the time that runs have in common is cut
+
+
+def best_window(runs: Sequence[tuple[float, ArrayLike, float]]) -> tuple[float, int]:
+    """Work per second and run in the best window of the time that all runs have in common; how many windows there were.
+
+    runs: begin (s), times of successive samples (s), work of a sample. The fastest sample of a run would not do: it may
+    be one that it took while the others were not running. (0, 0) for runs that never ran at once.
+    """
+    edges = [
+        begun + np.concatenate([[0.0], np.cumsum(np.asarray(times, dtype=np.float64))]) for begun, times, _ in runs
+    ]
+    start, end = max(edge[0] for edge in edges), min(edge[-1] for edge in edges)
+    if end <= start:
+        return 0.0, 0
+    # A window that holds less than a sample says nothing of its own.
+    windows = max(1, min(WINDOWS, *(int(np.count_nonzero((edge > start) & (edge <= end))) for edge in edges)))
+    grid = np.linspace(start, end, windows + 1)
+    done = sum(
+        work * np.interp(grid, edge, np.arange(edge.size)) for (_, _, work), edge in zip(runs, edges, strict=True)
+    )
+    return float((np.diff(done) / np.diff(grid)).max()) / len(runs), windows
+
+
 def mean_of_batches(durations: ArrayLike, calls: int) -> Estimate:
     """Seconds per call from back-to-back batches: all time over all calls; the interval is that of the batches' median.
 

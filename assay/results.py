@@ -53,6 +53,7 @@ def write_report(result: RunResult, folder: Path) -> Path:
     for name, text in (("report.md", render_markdown(result)), ("report.html", render_html(result))):
         path, temporary = folder / name, folder / f".{name}.tmp"
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             temporary.write_text(text, encoding="utf-8", errors="replace")
             temporary.replace(path)
         except OSError as error:

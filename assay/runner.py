@@ -4,7 +4,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -119,6 +119,7 @@ def run_cases(
     try:
         clock = _TimeLeft(suite)
         passed = True
+        fresh = fresh or not _all_kept(run, suite, checkup)
         for number, case in enumerate(suite.cases, 1):
             folder = run.case(case.name)
             if folder.passed() is not None:
@@ -132,14 +133,27 @@ def run_cases(
             status = None if fresh else _reuse(run, case, attempt, identity)
             if status is None:
                 status = _run_case(run, suite, case, attempt, watcher, clock)
-                if status.state == "passed":
-                    ceiling_cache.keep(case, identity, attempt, os.environ, checkup)
+                refusal = ceiling_cache.keep(case, identity, attempt, os.environ, checkup) if _passed(status) else None
+                if refusal:
+                    status = replace(status, reason=refusal)
+                    run.write_status(attempt, status)
             watcher.case_ends(case, status, attempt)
             clock.ended(case, status.seconds)
-            passed = passed and status.state == "passed"
+            passed = passed and _passed(status)
         return passed
     finally:
         run.unlock()
+
+
+def _all_kept(run: RunDir, suite: Suite, checkup: Checkup | None) -> bool:
+    """Whether every ceiling that is still wanted was measured lately: ceilings of several times do not go together."""
+    wanted = [case for case in suite.cases if case.reuse_within and run.case(case.name).passed() is None]
+    env = os.environ
+    return all(ceiling_cache.recall(case, ceiling_cache.identity(case, env, checkup), env) for case in wanted)
+
+
+def _passed(status: Status) -> bool:
+    return status.state == "passed"
 
 
 def _reuse(run: RunDir, case: Case, attempt: Path, identity: Mapping[str, Any]) -> Status | None:

@@ -10,6 +10,7 @@ reason. Power, temperature and clocks are sampled beside it, in sensors-*.jsonl 
 """
 
 import platform
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -31,6 +32,7 @@ from assay.limits.ceilings import (
     prepared,
     record,
     tell,
+    tell_unknown,
 )
 from assay.limits.disk import PIECE, WAYS, NoDisk, time_pass
 from assay.limits.memory import buffer_bytes, copy, host_copy, link, triad
@@ -42,6 +44,7 @@ from assay.ranks import Session, session
 from assay.record import TagValue
 from assay.units import format_si
 
+OF_TURNS = f" of {TURNS} turns of rank 0"
 SUSTAINED = 0.25  # s per sample; a curve over minutes needs no more
 
 
@@ -70,11 +73,14 @@ def main() -> None:
 
 def products(options: SpecsOptions, here: Session, found: Sequence[Fastest]) -> None:
     """Matrix products of every element type, each in its fastest shape; all of them take turns."""
+    rates: dict[str, list[float | None]] = {}
     for turn in range(TURNS):
         for best in found:
             ceiling = best.ceiling(here, "gemm_time")
             rate = measure(here, ceiling, options.seconds / TURNS, alone=False, turn=turn)
-            tell(here, ceiling, rate, f" turn {turn + 1} of {TURNS}")
+            rates.setdefault(best.kind.name, []).append(rate)
+    for best in found:
+        tell(here, f"gemm {best.kind.name} {best.shape}", best.kind.unit, rates[best.kind.name], OF_TURNS)
 
 
 def memory(options: SpecsOptions, here: Session) -> None:
@@ -95,6 +101,7 @@ def host(options: SpecsOptions, here: Session) -> None:
             tags: dict[str, TagValue] = {"direction": direction, "memory": kind}
             if here.device.type == "cpu":
                 here.recorder.block("host_copy_time", "s", [None], tags, reason="the device is the host itself")
+                tell_unknown(here, f"host copy {direction} {kind}", "the device is the host itself")
                 continue
             make = partial(host_copy, here.device, count, to_device=direction == "h2d", pinned=kind == "pinned")
             in_turns(here, "host_copy_time", make, tags, options.seconds)
@@ -108,6 +115,7 @@ def links(options: SpecsOptions, here: Session) -> None:
         reason = "the device is the host itself" if here.device.type == "cpu" else "this host has one device"
         for ways in (1, 2):
             here.recorder.block("link_time", "s", [None], {"ways": ways}, reason=reason)
+        tell_unknown(here, "link", reason)
         return
     # One rank a host drives the copies of all its devices: others would only load the links that are measured. They
     # wait pair by pair, because one wait for all of them could outlast what a collective may take.
@@ -124,9 +132,8 @@ def of_link(options: SpecsOptions, here: Session, pair: tuple[int, int], ways: i
     try:
         with refusals(here.device):
             ceiling = Ceiling("link_time", "B/s", link(here.device, pair, count, both_ways=ways == 2), tags)
-            for turn in range(TURNS):
-                rate = record(here, ceiling, options.seconds / TURNS, "alone", turn=turn)
-            tell(here, ceiling, rate)
+            rates = [record(here, ceiling, options.seconds / TURNS, "alone", turn=turn) for turn in range(TURNS)]
+            tell(here, ceiling.name, "B/s", rates, OF_TURNS)
     except Unsupported as error:
         here.recorder.block("link_time", "s", [None], tags, reason=str(error))
 
@@ -139,17 +146,21 @@ def disk(options: SpecsOptions, here: Session) -> None:
         return
     folder = (options.disk or options.out or Path()).resolve()
     count = options.disk_bytes // PIECE * PIECE
+    free = shutil.disk_usage(folder).free if folder.is_dir() else count
+    if 2 * count > free:
+        raise BadInput(
+            f"--disk-bytes: {format_si(count, 'B')} are too many for {folder}, which has {format_si(free, 'B')} free"
+        )
     for way in WAYS:
         tags: dict[str, TagValue] = {"way": way, "bytes": count, "folder": str(folder)}
         try:
             passes = [time_pass(folder, way, count) for _ in range(options.disk_passes)]
         except NoDisk as error:
             here.recorder.block("disk_time", "s", [None], tags, reason=str(error))
-            print(f"{f'disk {way}':<36} NA: {error}", flush=True)
+            tell_unknown(here, f"disk {way}", str(error))
             continue
         here.recorder.block("disk_time", "s", passes, tags)
-        if here.world.is_first:
-            print(f"{f'disk {way}':<36} {format_si(count / min(passes), 'B/s')}, best of {len(passes)}", flush=True)
+        tell(here, f"disk {way}", "B/s", [count / seconds for seconds in passes], f" of {len(passes)} passes")
 
 
 def energy(options: SpecsOptions, here: Session, found: Sequence[Fastest], steps: int) -> None:
@@ -164,7 +175,7 @@ def energy(options: SpecsOptions, here: Session, found: Sequence[Fastest], steps
     for done, best in enumerate(found if options.sustain else (), 1):
         ceiling = best.ceiling(here, "sustained_time")
         rate = measure(here, ceiling, options.sustain, alone=False, shortest=SUSTAINED)
-        tell(here, ceiling, rate, f", best of {options.sustain:g} s")
+        tell(here, ceiling.name, best.kind.unit, [rate], f" in the best tenth of {options.sustain:g} s of rank 0")
         if here.world.is_first:
             print(progress_line(before + done, steps, ceiling.name), flush=True)
 
@@ -179,11 +190,11 @@ def in_turns(here: Session, metric: str, make: Callable[[], Work], tags: dict[st
     work = prepared(here, make)
     if isinstance(work, str):
         here.recorder.block(metric, "s", [None], tags, reason=work)
+        tell_unknown(here, metric.removesuffix("_time"), work)
         return
     ceiling = Ceiling(metric, "B/s", work, tags)
-    for turn in range(TURNS):
-        rate = measure(here, ceiling, seconds / TURNS, alone=False, turn=turn)
-    tell(here, ceiling, rate)
+    rates = [measure(here, ceiling, seconds / TURNS, alone=False, turn=turn) for turn in range(TURNS)]
+    tell(here, ceiling.name, "B/s", rates, OF_TURNS)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,19 @@ one host share its memory and power. All of them take turns, so that each is see
 that a device can do is measured by specs/bench.py.
 """
 
-from assay.limits.ceilings import SEARCH, TURNS, Ceiling, fastest_products, from_first, measure, tell
+from functools import partial
+
+from assay.limits.ceilings import (
+    SEARCH,
+    TURNS,
+    Ceiling,
+    fastest_products,
+    from_first,
+    measure,
+    prepared,
+    tell,
+    tell_unknown,
+)
 from assay.limits.memory import buffer_bytes, copy
 from assay.limits.products import Shape
 from assay.options import LimitsOptions, parse_command_line
@@ -17,19 +29,22 @@ from assay.ranks import Session, session
 
 
 def limits(options: LimitsOptions, here: Session) -> None:
-    """Measure and record every ceiling, alone and together, in turns; rank 0 prints its own best rates."""
+    """Measure and record every ceiling, alone and together, in turns; rank 0 prints its own."""
     todo = ceilings(options, here)
     loads = ("alone", "together") if here.world.size > 1 else ("alone",)
     total = TURNS * len(loads) * len(todo)
     done = 0
+    rates: dict[str, tuple[str, list[float | None]]] = {}
     for turn in range(TURNS):
         for loaded in loads:
             for ceiling in todo:
                 rate = measure(here, ceiling, options.seconds / TURNS, alone=loaded == "alone", turn=turn)
-                tell(here, ceiling, rate, f" {loaded}, turn {turn + 1} of {TURNS}")
+                rates.setdefault(f"{ceiling.name} {loaded}", (ceiling.unit, []))[1].append(rate)
                 done += 1
                 if here.world.is_first:
                     print(progress_line(done, total, f"{ceiling.name} {loaded}"), flush=True)
+    for name, (unit, turns) in rates.items():
+        tell(here, name, unit, turns, f" of {TURNS} turns of rank 0")
 
 
 def ceilings(options: LimitsOptions, here: Session) -> list[Ceiling]:
@@ -38,8 +53,13 @@ def ceilings(options: LimitsOptions, here: Session) -> list[Ceiling]:
     shapes = [Shape(side, side, side)] if side else []
     found = fastest_products(here, options.dtypes, SEARCH * options.seconds, shapes)
     count = options.copy_bytes or from_first(here, buffer_bytes(here.device, here.world.local_size))
-    copied = Ceiling("copy_time", "B/s", copy(here.device, count), {"bytes": count})
-    return [*(best.ceiling(here, "gemm_time") for best in found), copied]
+    todo = [best.ceiling(here, "gemm_time") for best in found]
+    work = prepared(here, partial(copy, here.device, count))
+    if isinstance(work, str):
+        here.recorder.block("copy_time", "s", [None], reason=work)
+        tell_unknown(here, "copy", work)
+        return todo
+    return [*todo, Ceiling("copy_time", "B/s", work, {"bytes": count})]
 
 
 if __name__ == "__main__":

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import TypeVar, cast
 
+from assay.estimates import best_window
 from assay.limits.products import KINDS, Kind, Shape, Unsupported, fastest, product, prove, refusals, search, shapes_for
 from assay.limits.timing import SHORTEST, Work, take_samples
 from assay.ranks import Session
 from assay.record import TagValue
-from assay.units import format_si
+from assay.units import format_si, format_size
 
 T = TypeVar("T")
 
@@ -28,8 +30,9 @@ class Ceiling:
 
     @property
     def name(self) -> str:
-        """For people: `gemm float32 512x512x512`."""
-        return " ".join([self.metric.removesuffix("_time"), *(str(value) for value in self.tags.values())])
+        """For people: `gemm float32 512x512x512`, `copy 64MiB`."""
+        words = [format_size(int(value or 0)) if key == "bytes" else str(value) for key, value in self.tags.items()]
+        return " ".join([self.metric.removesuffix("_time"), *words])
 
 
 def from_first(here: Session, item: T) -> T:
@@ -40,7 +43,7 @@ def from_first(here: Session, item: T) -> T:
 def record(
     here: Session, ceiling: Ceiling, seconds: float, loaded: str, shortest: float = SHORTEST, **tags: TagValue
 ) -> float:
-    """Take and record samples in this rank, whatever the others do; its best rate."""
+    """Take and record samples in this rank, whatever the others do; its rate in the best part of that time."""
     timings = take_samples(here.device, seconds, ceiling.work.call, shortest=shortest)
     told: dict[str, TagValue] = {
         **ceiling.tags,
@@ -52,13 +55,14 @@ def record(
         "begun": timings.begun,
     }
     here.recorder.block(ceiling.metric, "s", timings.times, told)
-    return ceiling.work.amount / timings.best_call
+    return best_window([(timings.begun, timings.times, ceiling.work.amount * timings.calls)])[0]
 
 
 def measure(
     here: Session, ceiling: Ceiling, seconds: float, *, alone: bool, shortest: float = SHORTEST, **tags: TagValue
 ) -> float | None:
-    """Take and record the ceiling's samples for about `seconds`; the best rate of this rank, None if it waited.
+    """Take and record the ceiling's samples for about `seconds`; this rank's rate in the best part of it, None
+    if it waited.
 
     alone: rank 0 works, the others wait. Else all begin together. shortest: seconds that a sample lasts at least.
     """
@@ -103,7 +107,7 @@ def fastest_products(
             found.append(Fastest(kind, *result))
         elif here.world.is_first:
             here.recorder.block("gemm_time", "s", [None], {"dtype": name}, reason=result)
-            print(f"{f'gemm {name}':<36} NA: {result}", flush=True)
+            tell_unknown(here, f"gemm {name}", result)
     return found
 
 
@@ -133,7 +137,16 @@ def prepared(here: Session, make: Callable[[], Work]) -> Work | str:
     return reasons[0] if reasons or made is None else made
 
 
-def tell(here: Session, ceiling: Ceiling, rate: float | None, note: str = "") -> None:
-    """Rank 0 prints its own best rate."""
-    if here.world.is_first and rate is not None:
-        print(f"{ceiling.name:<36} {format_si(rate, ceiling.unit)}{note}", flush=True)
+def tell(here: Session, name: str, unit: str, rates: Sequence[float | None], note: str = "") -> None:
+    """Rank 0 prints its median turn with the lowest and the highest; the report does the same over all ranks."""
+    known = [rate for rate in rates if rate is not None]
+    if here.world.is_first and known:
+        middle = f"{name:<36} {format_si(median(known), unit)}"
+        ends = f" [{format_si(min(known), unit)}, {format_si(max(known), unit)}]" if len(known) > 1 else ""
+        print(f"{middle}{ends}{note}", flush=True)
+
+
+def tell_unknown(here: Session, name: str, reason: str) -> None:
+    """Rank 0 prints why there is no figure."""
+    if here.world.is_first:
+        print(f"{name:<36} NA: {reason}", flush=True)

@@ -167,7 +167,7 @@ def refusals(device: Device) -> Iterator[None]:
     """What torch or a driver raises when it cannot do something (out of memory included) becomes Unsupported."""
     try:
         yield
-    except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError) as error:
+    except (RuntimeError, NotImplementedError, MemoryError, TypeError, ValueError, AttributeError) as error:
         raise Unsupported(f"torch {torch.__version__} on {device.type}: {first_line(str(error))}") from None
 
 

@@ -52,9 +52,9 @@ def chapters(result: RunResult) -> list[Chapter]:
     """The whole report below the verdict, in reading order."""
     everything = [
         _results(result),
+        specification_chapter(result),
         _machine(result),
         _ceilings(result),
-        specification_chapter(result),
         communication_chapter(result),
         training_chapter(result),
         other_chapter(result),

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from assay.estimates import Estimate, interval_ranks
+from assay.estimates import Estimate, best_window, interval_ranks
 from assay.record import Block, RankFile
 from assay.scoring.result import Figure
 
@@ -19,7 +19,6 @@ RATES = {
 }
 _NEEDED = ("loaded", "ranks", "work", "begun")
 _DISTINCT = ("dtype", "direction", "memory", "from", "to", "ways")  # tags that make two ceilings of one metric
-WINDOWS = 10  # of a turn; its rate is the one reached in the best of them
 
 Tags = Mapping[str, Any]
 
@@ -92,30 +91,14 @@ def _rate(turn: list[tuple[RankFile, Block]]) -> tuple[float, int]:
     hosts: dict[str, list[Block]] = defaultdict(list)
     for file, block in turn:
         hosts[file.header.clock_id if file.header else ""].append(block)
-    found = [_best_window(blocks) for blocks in hosts.values()]
+    found = [
+        best_window([(float(b.tags["begun"] or 0), b.samples, float(b.tags["work"] or 0)) for b in blocks])
+        for blocks in hosts.values()
+    ]
     if not all(rate for rate, _ in found):
         return 0.0, 0
     total = sum(len(blocks) * rate for blocks, (rate, _) in zip(hosts.values(), found, strict=True))
     return total / len(turn), min(windows for _, windows in found)
-
-
-def _best_window(blocks: list[Block]) -> tuple[float, int]:
-    """Work per second and rank, in the best window of the time in which every rank was at work; how many windows.
-
-    The fastest sample of a rank would not do: it may be one that it took while the others were not running.
-    """
-    edges = [float(block.tags["begun"] or 0) + np.concatenate([[0.0], np.cumsum(block.samples)]) for block in blocks]
-    start, end = max(edge[0] for edge in edges), min(edge[-1] for edge in edges)
-    if end <= start:
-        return 0.0, 0
-    # A window that holds less than a sample says nothing of its own.
-    windows = max(1, min(WINDOWS, *(int(np.count_nonzero((edge > start) & (edge <= end))) for edge in edges)))
-    grid = np.linspace(start, end, windows + 1)
-    done = sum(
-        float(block.tags["work"] or 0) * np.interp(grid, edge, np.arange(edge.size))
-        for block, edge in zip(blocks, edges, strict=True)
-    )
-    return float((np.diff(done) / np.diff(grid)).max()) / len(blocks), windows
 
 
 def _count(ranks: int) -> str:

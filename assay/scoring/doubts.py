@@ -11,6 +11,20 @@ from assay.scoring.sensors import SensorFile
 from assay.units import format_si, format_size
 
 WIDE = 0.10  # relative half width of an interval above which a figure is hardly a figure
+# Rates that a reader takes away: these should carry an interval, and a narrow one.
+_MEASURED_RATES = frozenset(
+    (
+        "busbw",
+        "tgs",
+        "gemm_rate",
+        "copy_rate",
+        "triad_rate",
+        "host_copy_rate",
+        "link_rate",
+        "disk_rate",
+        "sustained_rate",
+    )
+)
 COARSE = 1e-6  # s; calls shorter than this are mostly the clock's own cost
 
 # kind → what to do. No doubt exists outside this list.
@@ -70,6 +84,13 @@ def of_case(case: CaseResult, files: list[RankFile], cores: int | None) -> list[
     return found
 
 
+def of_ceilings(case: str, figures: Sequence[Figure]) -> tuple[list[Figure], list[Doubt]]:
+    """The ceilings of one case knowing their doubts, and these."""
+    found = [(figure, _of_figure(case, figure)) for figure in figures]
+    known = [replace(figure, doubts=tuple(item.kind for item in items)) for figure, items in found]
+    return known, [item for _, items in found for item in items]
+
+
 def beside_figures(case: CaseResult, found: Sequence[Doubt]) -> CaseResult:
     """The case with every doubted figure knowing its doubts, so that they can be printed beside it."""
 
@@ -86,7 +107,8 @@ def _concerns(item: Doubt, figure: Figure) -> bool:
         return figure.metric.startswith("call_time")
     if item.kind == "wrong_data":  # wrong data make every figure of that size worthless, not only the count
         return item.subject.partition(" of ")[2] == name_of(figure).partition(" of ")[2]
-    return item.subject == name_of(figure)
+    # A share of a doubted rate is no better than the rate.
+    return item.subject in (name_of(figure), name_of(replace(figure, metric="tgs")) if figure.metric == "mfu" else None)
 
 
 def of_machine(document: Mapping[str, Any]) -> list[Doubt]:
@@ -133,10 +155,10 @@ def _of_figure(case: str, figure: Figure) -> list[Doubt]:
     above = figure.share if figure.least_share is None else figure.least_share
     if above is not None and above > 1:
         found.append(doubt("above_ceiling", case, subject, f"{shown} is {above:.0%} of the {figure.share_of}"))
-    if figure.metric in ("busbw", "tgs") and figure.estimate.low is None:
+    if figure.metric in _MEASURED_RATES and figure.estimate.low is None:
         found.append(doubt("no_interval", case, subject, f"{shown} has no interval: {figure.estimate.method}"))
     width = figure.estimate.half_width
-    if width is not None and width > WIDE and figure.metric in ("busbw", "tgs"):
+    if width is not None and width > WIDE and figure.metric in _MEASURED_RATES:
         found.append(doubt("wide_interval", case, subject, f"{shown} is known to ±{width:.0%} only"))
     if figure.metric == "call_time_p50" and figure.estimate.value < COARSE:
         found.append(doubt("coarse_clock", case, subject, f"a call took {shown}"))

@@ -41,7 +41,11 @@ def read_run(path: Path) -> RunResult:
     limits: list[Figure] = []
     for case, files in found:
         if case.script == "specs/limits":
-            limits += _guarded(case, partial(ceilings.derive, files), [], noted)
+            known_limits, doubted = doubts.of_ceilings(
+                case.name, _guarded(case, partial(ceilings.derive, files), [], noted)
+            )
+            limits += known_limits
+            noted += doubted
     cases: list[CaseResult] = []
     for case, files in found:
         nothing: Derived = ([], [])
@@ -61,10 +65,10 @@ def read_run(path: Path) -> RunResult:
         known = replace(case, figures=figures, curves=curves, sensed=sensed, about=_about(files))
         noted += doubts.of_case(known, files, document["host"].get("cores_usable"))
         cases.append(doubts.beside_figures(known, [item for item in noted if item.case == case.name]))
-    noted += doubts.of_machine(document)
-    noted += doubts.of_provenance(document, [_provenance(run.case(case.name)) for case in cases])
     checkups = run.checkups()
-    noted += doubts.of_checkups(checkups)
+    # First of all: what makes every figure doubtful.
+    noted = [*doubts.of_checkups(checkups), *([] if checkups else doubts.of_machine(document)), *noted]
+    noted += doubts.of_provenance(document, [_provenance(run.case(case.name)) for case in cases])
     roofs = rooflines([(case, files) for case, (_, files) in zip(cases, found, strict=True)], limits)
     return RunResult(str(path), document, cases, limits, noted, checkups=checkups, rooflines=roofs)
 
