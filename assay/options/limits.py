@@ -14,7 +14,7 @@ class LimitsOptions(ScriptOptions):
 
     synopsis: ClassVar[str] = "ceilings of this machine: matrix multiplication FLOP/s and memory copy B/s"
 
-    seconds: float = Field(2.0, gt=0, description="seconds of measuring per ceiling")
+    seconds: float = Field(1.0, gt=0, description="seconds of measuring per ceiling")
     gemm_size: int | None = Field(None, ge=64, description="side of the matrices [the fastest shape of a search]")
     copy_bytes: Size | None = Field(
         None, ge=4096, description="bytes per buffer [four times the caches on a CPU, 1GiB elsewhere]"

@@ -25,6 +25,7 @@ _MEASURED_RATES = frozenset(
         "sustained_rate",
     )
 )
+_DISTINCT = ("dtype", "way", "direction", "memory", "from", "to", "ways", "loaded")
 COARSE = 1e-6  # s; calls shorter than this are mostly the clock's own cost
 
 # kind → what to do. No doubt exists outside this list.
@@ -184,4 +185,8 @@ def name_of(figure: Figure) -> str:
     """A figure's name for people: metric, and what it was taken of."""
     if "op" in figure.tags:
         return f"{figure.metric} of {figure.tags['op']} {format_size(int(figure.tags['bytes']))}"
-    return f"{figure.metric} of {figure.tags.get('model', 'case')}"
+    if "model" in figure.tags:
+        return f"{figure.metric} of {figure.tags['model']}"
+    # What tells apart the figures of one case: element type, way, direction, load.
+    words = [str(figure.tags[key]) for key in _DISTINCT if key in figure.tags]
+    return " ".join([figure.metric, *words])
