@@ -120,9 +120,10 @@ def test_a_cache_that_cannot_be_written_is_no_failure(case: Case, tmp_path: Path
 
 
 def test_what_was_measured_on_an_unfit_machine_is_not_kept(case: Case, tmp_path: Path) -> None:
-    for state, kept in (("bad", False), ("warn", True)):
+    states: list[tuple[State, bool]] = [("bad", False), ("warn", True)]
+    for state, kept in states:
         env = {"XDG_CACHE_HOME": str(tmp_path / state)}
-        found = checkup(state)  # type: ignore[arg-type]
+        found = checkup(state)
         ceiling_cache.keep(case, ceiling_cache.identity(case, env, found), tmp_path / "attempt", env, found)
         assert (recall(case, env, found) is not None) == kept
 
