@@ -13,9 +13,10 @@ class Collective:
     """One collective's arithmetic.
 
     parts: into how many equal parts the S bytes are cut, given n (1: S is one rank's buffer, n: S is n parts).
-    bus: factor from algbw to busbw, given n. A flat ring is assumed, as nccl-tests does.
+    bus: factor from algbw to busbw, given n. A flat ring is assumed, as nccl-tests does. 0: it moves no bytes.
     deepspeed_bytes: bytes that DeepSpeed's "Throughput" counts, given S as defined here and n.
     deepspeed_size: bytes that DeepSpeed prints as the size, given S and n.
+    ranks: how many ranks take part; None: all.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Collective:
     bus: Callable[[int], float]
     deepspeed_bytes: Callable[[int, int], int]
     deepspeed_size: Callable[[int, int], int]
+    ranks: int | None = None
 
 
 def _whole(n: int) -> int:
@@ -41,7 +43,8 @@ def _same(size: int, n: int) -> int:
     return size
 
 
-# all_gather and reduce_scatter: S = n × one rank's part. all_to_all: S = one rank's whole send buffer.
+# all_gather, reduce_scatter, gather, scatter: S = n × one rank's part. all_to_all: S = one rank's whole send buffer;
+# all_to_all_v: the largest buffer that any rank sends or receives. pt2pt_bidirectional: S each way, both counted.
 COLLECTIVES: dict[str, Collective] = {
     item.name: item
     for item in (
@@ -49,8 +52,15 @@ COLLECTIVES: dict[str, Collective] = {
         Collective("all_gather", _each, _all_but_own, _same, lambda size, n: size // n),
         Collective("reduce_scatter", _each, _all_but_own, _same, _same),
         Collective("all_to_all", _each, _all_but_own, _same, _same),
+        Collective("all_to_all_v", _whole, _all_but_own, _same, _same),
         Collective("broadcast", _whole, lambda n: 1.0, _same, _same),
-        Collective("pt2pt", _whole, lambda n: 1.0, _same, _same),
+        Collective("reduce", _whole, lambda n: 1.0, _same, _same),
+        Collective("gather", _each, _all_but_own, _same, _same),
+        Collective("scatter", _each, _all_but_own, _same, _same),
+        Collective("pt2pt", _whole, lambda n: 1.0, _same, _same, ranks=2),
+        Collective("pt2pt_bidirectional", _whole, lambda n: 2.0, _same, _same, ranks=2),
+        Collective("sendrecv", _whole, lambda n: 1.0, _same, _same),
+        Collective("barrier", _whole, lambda n: 0.0, _same, _same),
     )
 }
 

@@ -73,7 +73,7 @@ def run(
         folder, cases = resume_run(resume)
     else:
         cases = _load(str(suite), option)
-        folder = create_run(cases, new_run_path(cases, out))
+        folder = create_run(cases, new_run_path(cases.file.name, out))
     # Schedulers end a job with SIGTERM: the folder is left in as true a state as by Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console(soft_wrap=True)
@@ -170,6 +170,25 @@ def baseline_record(
         raise BadInput(f"{file}: {(error.strerror or str(error)).lower()}; give another --out") from error
     count = len(document["figures"]) + len(document["specifications"])
     print(f"{count} figures in {file}; use it with: assay report RUN --baseline {file}")
+
+
+@app.command("import")
+def import_output(
+    tool: Annotated[str, typer.Argument(help="nccl-tests, osu or deepspeed: what printed the file")],
+    file: Annotated[Path, typer.Argument(help="what it printed (nccl-tests: the JSON that it writes, too)")],
+    out: Annotated[Path | None, typer.Option(help="run folder to make [runs/import-TOOL-TIME]")] = None,
+    world: Annotated[int | None, typer.Option(help="number of ranks, where the file does not tell it (OSU)")] = None,
+    op: Annotated[str | None, typer.Option(help="collective, for nccl-tests before its head named it")] = None,
+    dtype: Annotated[str | None, typer.Option(help="element type, where the file does not tell it")] = None,
+    backend: Annotated[str | None, typer.Option(help="backend, where the file does not tell it")] = None,
+) -> None:
+    """Turn what nccl-tests, OSU or DeepSpeed's suite printed into a run folder, with our formulas."""
+    from assay.importers.folder import import_file
+    from assay.runner import new_run_path
+
+    target = out or new_run_path(f"import-{tool}", Path("runs"))
+    print(f"{import_file(tool, file, target, world=world, op=op, dtype=dtype, backend=backend)}")
+    print(f"see it with: assay report {target}")
 
 
 @app.command()

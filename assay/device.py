@@ -15,6 +15,8 @@ from assay.machine import cpu_model, memory_left
 if TYPE_CHECKING:
     import torch
 
+    from assay.device_events import Timeline
+
 
 # Accelerators whose ranks cannot talk to each other: `auto` passes them by, so that the whole suite runs on one device.
 _WITHOUT_COLLECTIVES = {"mps"}
@@ -58,6 +60,9 @@ class Device(Protocol):
     def reset_peak_memory(self) -> None:
         """Start counting the peak anew, where the device can."""
 
+    def timeline(self) -> "Timeline | None":
+        """Events of the device on the host's clock; None where the device has none with a time."""
+
 
 class HostDevice:
     """The CPU: work is done when a call returns."""
@@ -91,6 +96,10 @@ class HostDevice:
 
     def reset_peak_memory(self) -> None:
         """The kernel's peak cannot be reset."""
+
+    def timeline(self) -> "Timeline | None":
+        """The host's own clock is all there is."""
+        return None
 
 
 class Accelerator:
@@ -137,6 +146,15 @@ class Accelerator:
         reset = getattr(self._module, "reset_peak_memory_stats", None)
         if reset:
             reset(self.index)
+
+    def timeline(self) -> "Timeline | None":
+        """By the events of torch's module of the device, where they can be timed."""
+        from assay.device_events import Timeline
+
+        try:
+            return Timeline(lambda: self._module.Event(enable_timing=True), self.synchronize)
+        except (AttributeError, TypeError, RuntimeError):  # some vendors have no events, or events without times
+            return None
 
 
 def open_device(name: str, local_rank: int) -> Device:

@@ -170,9 +170,14 @@ def _driver(folder: Path) -> str:
 
 
 def clock_id() -> str:
-    """Names the monotonic clock: equal on two processes if and only if they read the same one (same boot, same host)."""
+    """Names the monotonic clock: equal on two processes if and only if they read the same one.
+
+    That is one boot of one host, and one time namespace of it: a container may have shifted its clock.
+    """
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = Path("/proc/self/ns/time")
+        return f"{boot}/{namespace.readlink()}" if namespace.is_symlink() else boot
     except OSError:
         return f"{platform.node()}/{psutil.boot_time():.0f}"
 

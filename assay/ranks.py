@@ -26,8 +26,9 @@ from assay.placement import Placement, placement
 from assay.record import Header
 from assay.recorder import Recorder
 from assay.sensors.sidecar import Sidecar, start_sidecar
-from assay.world import World, first_line, join, leave
+from assay.world import MPI_BACKEND, World, first_line, join, join_mpi, join_torch, leave, meet_over_mpi, mpi_placement
 
+REPEAT_SECONDS = 2.0  # that rank 0 has to say what every rank has found
 STACK_SIGNAL = signal.SIGUSR2  # asks a rank for the stacks of all its threads; SIGUSR1 is Slurm's usual warning
 
 
@@ -52,15 +53,26 @@ def session(options: ScriptOptions, script: str) -> Iterator[Session]:
     recorder: Recorder | None = None
     sidecar: Sidecar | None = None
     try:
-        place = placement(os.environ)
+        comm = None
+        if options.needs_mpi:
+            place, comm = mpi_placement()
+        else:
+            place = placement(os.environ)
         _check_world(options, place)
         device = open_device(options.device, place.local_rank)
-        backend = options.backend if options.backend != "auto" else default_backend(device)
+        backend = options.torch_backend if options.torch_backend != "auto" else default_backend(device)
         stacks = _answer_stack_requests(options.out, place.rank)
         # Now, so that it has come up by the time that the ranks have found each other.
         sidecar = start_sidecar(options.out, place, device.type, device.name, os.environ)
-        world = join(place, backend, device, options.join_timeout)
+        if comm is not None:
+            world = join_mpi(comm, place, backend if options.backend_is_torch else MPI_BACKEND)
+            if options.needs_torch and place.world > 1:
+                meet_over_mpi(comm)
+                join_torch(place, backend, device, options.join_timeout)
+        else:
+            world = join(place, backend, device, options.join_timeout)
         joined = True
+        _check_agreement(options, world)
         recorder = _open_recorder(options.out, script, world, device)
         yield Session(world, device, recorder)
         sidecar.stop(recorder)
@@ -89,6 +101,9 @@ def _end(
     if recorder is not None:
         with contextlib.suppress(AssayError):  # the disk that refuses may be the error being told
             recorder.flush()
+    if code == BadInput.exit_code and place is not None and place.rank > 0:
+        # Most often every rank finds the same fault. Rank 0 says it; the launcher then ends the others before they do.
+        time.sleep(REPEAT_SECONDS)
     print(f"{SENTENCE_MARK}rank {place.rank if place else '?'}: {sentence}", file=sys.stderr, flush=True)
     if sidecar is not None:
         sidecar.stop(recorder)
@@ -108,8 +123,21 @@ def _check_world(options: ScriptOptions, place: Placement) -> None:
         if place.rank == 0:
             print(f"{SENTENCE_MARK}{error}", file=sys.stderr, flush=True)
         else:
-            time.sleep(2.0)
+            time.sleep(REPEAT_SECONDS)
         os._exit(BadInput.exit_code)
+
+
+def _check_agreement(options: ScriptOptions, world: World) -> None:
+    # Ranks that were started with other options meet in different calls, and hang there.
+    everyone = [dict(one) for one in world.gather(options.model_dump(mode="json")) if isinstance(one, dict)]
+    for rank, other in enumerate(everyone):
+        for key, value in everyone[0].items():
+            if other.get(key) != value:
+                flag = "--" + key.replace("_", "-")
+                raise BadInput(
+                    f"{flag}: rank {rank} on {world.hosts[rank]} was given {other.get(key)}, rank 0 {value}; "
+                    "start every rank with the same arguments"
+                )
 
 
 def _open_recorder(out: Path | None, script: str, world: World, device: Device) -> Recorder:

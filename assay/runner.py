@@ -43,9 +43,9 @@ class Plan:
     command: local.Command
 
 
-def new_run_path(suite: Suite, parent: Path) -> Path:
-    """`<parent>/<suite>-<local time>`, with a number behind it if that is taken."""
-    stem = f"{suite.file.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+def new_run_path(name: str, parent: Path) -> Path:
+    """`<parent>/<name>-<local time>`, with a number behind it if that is taken."""
+    stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, number = parent / stem, 2
     while path.exists():
         path, number = parent / f"{stem}-{number}", number + 1
@@ -83,6 +83,8 @@ def create_run(suite: Suite, path: Path) -> RunDir:
 def resume_run(path: Path) -> tuple[RunDir, Suite]:
     """Take up an unfinished run folder: the suite is the one in its run.json. Raises BadInput if it cannot be."""
     run = RunDir.open(path)
+    if "imported" in run.document():
+        raise BadInput(f"{path}: was imported from another tool's output; there is nothing to resume")
     run.lock()
     suite = build_suite(run.document().get("suite"), f"{path}/run.json")
     local.check_port(suite.file.port)
@@ -204,14 +206,18 @@ def _run_case(run: RunDir, suite: Suite, case: Case, attempt: Path, watcher: Wat
 def _judge(case: Case, attempt: Path, outcome: local.Outcome) -> Status:
     log = attempt / "stderr.log"
     if outcome.timed_out:
+        found = outcome.diagnosis
+        told = f"; {found.sentence}" if found else ""
         stacks = f"; where each rank was: {outcome.stacks[0].parent}/stacks-rank-*.txt" if outcome.stacks else ""
         return Status(
             "timeout",
             "run",
             outcome.exit_code,
             outcome.seconds,
-            f"not done within its time limit of {case.time_limit:g} s{stacks}",
-            "look at the stacks for the rank that others wait for, or raise time_limit",
+            f"not done within its time limit of {case.time_limit:g} s{told}{stacks}",
+            "raise time_limit, or let the case do less"
+            if found and found.moving
+            else "look at the stacks for the rank that others wait for, or raise time_limit",
         )
     if outcome.exit_code != 0:
         reason = outcome.sentence or f"exit code {outcome.exit_code} without an error sentence"

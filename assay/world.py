@@ -6,11 +6,16 @@ import platform
 import socket
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from assay import machine
+from assay.channel import Alone, Channel, MpiChannel, TorchChannel
 from assay.device import Device, built_in_backends
 from assay.errors import BadInput, RunFailed
 from assay.placement import Placement, rendezvous_environment
@@ -19,12 +24,16 @@ if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined] # documented, but re-exported implicitly
 
 LEAVE_SECONDS = 10.0
+MPI_BACKEND = "mpi4py"  # torch has a backend "mpi" of its own
 OPERATION_TIMEOUT = timedelta(minutes=30)  # of one collective; the case's time limit ends a hang much earlier
 
 
 @dataclass(frozen=True)
 class World:
-    """The ranks that run together. `hosts`: host name of each rank; `one_clock`: all read the same monotonic clock."""
+    """The ranks that run together. `hosts`: host name of each rank; `one_clock`: all read the same monotonic clock.
+
+    backend: what moves the bytes: torch.distributed's backend, or mpi4py. clocks: which monotonic clock each rank reads.
+    """
 
     rank: int
     size: int
@@ -33,6 +42,8 @@ class World:
     backend: str
     hosts: tuple[str, ...]
     one_clock: bool
+    clocks: tuple[str, ...] = ()
+    channel: Channel = field(default_factory=Alone, compare=False)
 
     @property
     def is_first(self) -> bool:
@@ -42,25 +53,28 @@ class World:
     @property
     def pair(self) -> tuple[int, int]:
         """The pinned pair of pt2pt: ranks 0 and 1, or rank 0 and the first rank of the second host."""
-        other = next((rank for rank, host in enumerate(self.hosts) if host != self.hosts[0]), 1)
-        return 0, other
+        return 0, first_of_second_host(self.hosts)
 
     def barrier(self) -> None:
         """Return when all ranks have come."""
-        if self.size > 1:
-            import torch.distributed as dist
-
-            dist.barrier()
+        self.channel.barrier()
 
     def gather(self, item: object) -> list[object]:
         """`item` of every rank, on every rank, in the order of ranks. For small things outside timed regions."""
-        if self.size == 1:
-            return [item]
-        import torch.distributed as dist
+        return self.channel.gather(item)
 
-        items: list[object] = [None] * self.size
-        dist.all_gather_object(items, item)
-        return items
+    def agree(self, value: int) -> int:
+        """Rank 0's value, on every rank: ranks that decide for themselves end up in different calls."""
+        return self.channel.agree(value)
+
+    def largest(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The elementwise maximum over ranks of equally long `values`."""
+        return self.channel.largest(values)
+
+
+def first_of_second_host(hosts: Sequence[str]) -> int:
+    """The first rank of the second host, given every rank's host; 1 if there is only one host."""
+    return next((rank for rank, host in enumerate(hosts) if host != hosts[0]), 1)
 
 
 def first_line(text: str) -> str:
@@ -70,10 +84,81 @@ def first_line(text: str) -> str:
 
 
 def join(place: Placement, backend: str, device: Device, limit: float) -> World:
-    """Find the other ranks within `limit` s. Raises BadInput or RunFailed with a sentence that names who is missing."""
-    me = {"host": platform.node(), "clock": machine.clock_id(), "pid": os.getpid()}
+    """Find the other ranks over torch.distributed within `limit` s.
+
+    Raises BadInput or RunFailed with a sentence that names who is missing.
+    """
     if place.world == 1:
-        return World(0, 1, place.local_rank, place.local_world, "none", (str(me["host"]),), True)
+        return _world(place, "none", Alone())
+    join_torch(place, backend, device, limit)
+    return _world(place, backend, _control(backend, device))
+
+
+def join_mpi(comm: Any, place: Placement, backend: str) -> World:
+    """The world that mpirun (or srun) has made already. comm: mpi4py's communicator of all ranks.
+
+    backend: what is going to move the bytes.
+    """
+    return _world(place, backend, MpiChannel(comm.Dup()) if place.world > 1 else Alone())
+
+
+def meet_over_mpi(comm: Any) -> None:
+    """Tell every rank where torch.distributed may meet: an MPI world needs no address and has none."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        where = comm.bcast((platform.node(), probe.getsockname()[1]), 0)
+    several = len(set(comm.allgather(platform.node()))) > 1
+    os.environ.setdefault("MASTER_ADDR", where[0] if several else "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", str(where[1]))
+
+
+def _world(place: Placement, backend: str, channel: Channel) -> World:
+    everyone = [str(one).split("\n") for one in channel.gather(f"{platform.node()}\n{machine.clock_id()}")]
+    clocks = tuple(clock for _, clock in everyone)
+    hosts = tuple(host for host, _ in everyone)
+    one_clock = len(set(clocks)) == 1
+    return World(
+        place.rank, place.world, place.local_rank, place.local_world, backend, hosts, one_clock, clocks, channel
+    )
+
+
+def _control(backend: str, device: Device) -> Channel:
+    import torch
+    import torch.distributed as dist
+
+    cpu = torch.device("cpu")
+    if backend == "gloo":
+        return TorchChannel(dist.group.WORLD, cpu)
+    if dist.is_gloo_available():
+        return TorchChannel(dist.new_group(backend="gloo", timeout=OPERATION_TIMEOUT), cpu)
+    return TorchChannel(dist.group.WORLD, device.torch_device)
+
+
+def mpi_placement() -> tuple[Placement, Any]:
+    """This process's place as MPI itself knows it, and the communicator of all ranks.
+
+    Raises BadInput without mpi4py or an MPI, or if the launcher's ranks are no MPI world.
+    """
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise BadInput(
+            f"--transport mpi: mpi4py cannot be used ({first_line(str(error))}); install an MPI and assay[mpi]"
+        ) from None
+    comm = MPI.COMM_WORLD
+    here = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    place = Placement(comm.Get_rank(), comm.Get_size(), here.Get_rank(), here.Get_size(), "MPI")
+    here.Free()
+    said = int(os.environ["WORLD_SIZE"]) if os.environ.get("WORLD_SIZE", "").isdigit() else place.world
+    if said != place.world:
+        raise BadInput(
+            f"--transport mpi: the launcher started {said} ranks, but MPI sees {place.world}; start with mpirun -n {said}"
+        )
+    return place, comm
+
+
+def join_torch(place: Placement, backend: str, device: Device, limit: float) -> None:
+    """Make torch.distributed's default group within `limit` s. Raises BadInput or RunFailed as `join` does."""
     import torch.distributed as dist
     from torch.distributed.distributed_c10d import PrefixStore
 
@@ -95,17 +180,6 @@ def join(place: Placement, backend: str, device: Device, limit: float) -> World:
         world_size=place.world,
         timeout=OPERATION_TIMEOUT,
         device_id=device_id,
-    )
-    everyone: list[dict[str, str]] = [{}] * place.world
-    dist.all_gather_object(everyone, me)
-    return World(
-        place.rank,
-        place.world,
-        place.local_rank,
-        place.local_world,
-        backend,
-        tuple(str(one["host"]) for one in everyone),
-        len({one["clock"] for one in everyone}) == 1,
     )
 
 
@@ -176,7 +250,7 @@ def _wait_for_all(store: "Store", place: Placement, timeout: timedelta) -> None:
 
 
 def leave() -> None:
-    """Part from the others, waiting for none of them for long."""
+    """Part from the others, waiting for none of them for long. MPI parts by itself when the process ends."""
     import torch.distributed as dist
 
     if not dist.is_initialized():

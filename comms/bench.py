@@ -2,282 +2,330 @@
 
     torchrun --nproc-per-node 2 comms/bench.py
     torchrun --nproc-per-node 8 comms/bench.py --ops all -b 8 -e 4GiB -f 2
+    mpirun -n 4 python comms/bench.py --transport mpi --versus gloo
     torchrun --nproc-per-node 2 comms/bench.py --ops all_reduce --style deepspeed --out records
 
 Each size is timed twice. Back to back: one clock around N calls; its mean gives the bandwidths, as in nccl-tests and
 DeepSpeed. Call by call: from the last rank's entry to the last rank's exit; its percentiles tell what one call takes.
-Before both, one call on patterned data is checked, element by element.
+Before both, and in some of the timed calls, patterned data are checked, element by element.
 """
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import random
+from collections.abc import Iterator, Sequence
+from itertools import product
 
-import torch
-import torch.distributed as dist
+import numpy as np
+from numpy.typing import NDArray
 
-from assay.bandwidth import COLLECTIVES as ARITHMETIC
-from assay.bandwidth import algbw, busbw, deepspeed_busbw, deepspeed_throughput
+from assay.bench_tables import STYLES, Heading, Line
 from assay.clock import now
-from assay.collectives import OPERATIONS, Check, Setting, check, fill
-from assay.errors import RunFailed
+from assay.collectives.operations import OPERATIONS
+from assay.collectives.trial import Trial, Variant
+from assay.errors import AssayError, BadInput, RunFailed
 from assay.estimates import (
     FEWEST_FOR_PERCENTILE,
-    Estimate,
-    completion_times,
+    compare_pairs,
     is_settled,
     mean_of_batches,
     median_interval,
     next_look,
     percentile,
-    slowest_rank_times,
 )
 from assay.options import CommsOptions, parse_command_line
+from assay.options.comms import ITEM_BYTES
 from assay.progress import progress_line
 from assay.ranks import Session, session
-from assay.record import TagValue
-from assay.transports import TorchTransport
+from assay.transports import Transport, open_transport
 from assay.units import format_duration, format_size
+from assay.world import MPI_BACKEND, first_line
 
 FEWEST_CALLS = 6  # timed one by one even when the budget is gone: the fewest that give a 95 % interval
+TURN = 10  # calls of one transport before the other has its turn
+AUDITED = 4  # sizes of a sweep that are timed again in random order
+QUICK_LOOK = 1 << 16  # pattern values computed per check of a timed call: it must not eat the time for timing
 
 
-class Run:
-    """One op at one size on this rank: the buffers and the call that is timed."""
-
-    def __init__(self, options: CommsOptions, here: Session, op: str, size: int) -> None:
-        dtype: torch.dtype = getattr(torch, options.dtype)
-        world = here.world
-        self.op, self.size, self.count = op, size, size // options.itemsize
-        self.operation = OPERATIONS[op]
-        self.setting = Setting(world.rank, world.size, world.pair, dtype, here.device.torch_device, options.seed)
-        self.takes_part = self.operation.takes_part(self.setting)
-        self.buffers = self.operation.allocate(self.setting, self.count)
-        self.transport = TorchTransport(world.backend)
-        self.tags: dict[str, TagValue] = {
-            "op": op,
-            "bytes": size,
-            "dtype": options.dtype,
-            "backend": world.backend,
-            "world": world.size,
-        }
-
-    def refill(self) -> None:
-        """Fresh patterned data."""
-        fill(self.setting, self.buffers)
-
-    def call(self) -> None:
-        """The collective, awaited."""
-        self.operation.call(self.setting, self.transport, self.buffers)
-
-    def check(self) -> Check:
-        """One call on fresh data, compared with what this rank must hold afterwards."""
-        self.refill()
-        self.call()
-        if not self.takes_part:
-            return Check(0, 0, 0, None)
-        return check(self.operation, self.setting, self.buffers)
-
-
-def time_batches(options: CommsOptions, here: Session, run: Run, calls: int) -> list[float]:
-    """Seconds of each batch of `calls` back-to-back calls, one clock around them, until narrow or time is up."""
-    durations: list[float] = []
+def time_batches(options: CommsOptions, here: Session, trials: Sequence[Trial]) -> None:
+    """Batches of back-to-back calls, one clock around each, by turns, until the times are known well or time is up."""
     begun = now()
     while True:
-        run.refill()  # a sum in place grows with every call; fresh data keep it finite
-        here.device.synchronize()
-        here.world.barrier()
-        # ---- timed region
-        start = now()
-        for _ in range(calls):
-            run.call()
-        here.device.synchronize()
-        durations.append(now() - start)
-        # ----
-        enough = looks(durations) and is_settled(durations, options.target)
-        if len(durations) >= options.batches and agreed(here, enough or now() - begun >= options.budget):
-            return durations
-
-
-def time_calls(options: CommsOptions, here: Session, run: Run, guess: float) -> tuple[list[float], list[float]]:
-    """Entry and exit (s, monotonic) of each call, each after a barrier, until the interval is narrow or time is up."""
-    entries: list[float] = []
-    exits: list[float] = []
-    begun = now()
-    run.refill()
-    while True:
-        affordable = int((options.budget - (now() - begun)) / guess)
-        most = min(next_look(len(entries)), options.max_calls) - len(entries)
-        for _ in range(agreed(here, min(most, max(affordable, FEWEST_CALLS - len(entries), 1)))):
-            here.world.barrier()
+        for trial in trials:
+            call, count = trial.call, range(trial.calls)
+            trial.refill()  # a sum in place grows with every call; fresh data keep it finite
+            trial.barrier()
             # ---- timed region
-            entries.append(now())
-            run.call()
+            start = now()
+            for _ in count:
+                call()
             here.device.synchronize()
-            exits.append(now())
+            end = now()
             # ----
-        enough = looks(entries) and is_settled(across_ranks(here, run, entries, exits), options.target)
-        if enough or len(entries) >= options.max_calls or agreed(here, now() - begun >= options.budget):
-            return entries, exits
+            trial.batches.append(end - start)
+        done = len(trials[0].batches)
+        enough = looks(done) and all(is_settled(trial.batches, options.target) for trial in trials)
+        spent = now() - begun >= options.budget * len(trials)
+        if done >= options.batches and here.world.agree(enough or spent):
+            return
 
 
-def looks(samples: Sequence[float]) -> bool:
+def time_calls(options: CommsOptions, here: Session, trials: Sequence[Trial], guess: float) -> None:
+    """Entry and exit of single calls, each after a barrier, by turns, until the times are known well or time is up.
+
+    guess: s that one call of every trial takes together.
+    """
+    begun, budget = now(), options.budget * len(trials)
+    while True:
+        done = len(trials[0].entries)
+        affordable = int((budget - (now() - begun)) / guess)
+        most = min(next_look(done), options.max_calls) - done
+        wanted = here.world.agree(min(most, max(affordable, FEWEST_CALLS - done, 1)))
+        turn = wanted if len(trials) == 1 else TURN
+        for first in range(0, wanted, turn):
+            for trial in trials:
+                time_turn(trial, min(turn, wanted - first), checked=first == 0)
+        done += wanted
+        enough = looks(done) and all(is_settled(across_ranks(here, trial), options.target) for trial in trials)
+        if enough or done >= options.max_calls or here.world.agree(now() - begun >= budget):
+            return
+
+
+def time_turn(trial: Trial, count: int, checked: bool) -> None:
+    """So many single calls. checked: the first one's data are looked at, as soon as it says that it is done."""
+    barrier, complete = trial.barrier, trial.complete
+    trial.refill()
+    for number in range(count):
+        barrier()
+        # ---- timed region
+        enter = now()
+        complete()
+        leave = now()
+        # ----
+        trial.entries.append(enter)
+        trial.exits.append(leave)
+        if checked and number == 0:
+            trial.check(QUICK_LOOK)
+
+
+def looks(samples: int) -> bool:
     """Whether the stopping rule looks after this many samples."""
-    return next_look(len(samples) - 1) == len(samples)
+    return next_look(samples - 1) == samples
 
 
-def agreed(here: Session, value: int) -> int:
-    """Rank 0's value, on every rank: ranks that decide for themselves end up in different calls."""
-    tensor = torch.tensor([value], dtype=torch.int64, device=here.device.torch_device)
-    dist.broadcast(tensor, 0)
-    return int(tensor.item())
+def across_ranks(here: Session, trial: Trial) -> NDArray[np.float64]:
+    """Seconds per call over the ranks that take part: from the last entry to the last exit, where clocks allow it."""
+    entries, exits = np.asarray(trial.entries), np.asarray(trial.exits)
+    if not here.world.one_clock:
+        durations = exits - entries if trial.takes_part else np.full(len(entries), -np.inf)
+        return here.world.largest(durations)
+    if not trial.takes_part:
+        entries = exits = np.full(len(entries), -np.inf)
+    return here.world.largest(exits) - here.world.largest(entries)
 
 
-def across_ranks(here: Session, run: Run, entries: Sequence[float], exits: Sequence[float]) -> list[float]:
-    """Seconds per call over the ranks that take part, from all ranks' entries and exits."""
-    gathered = here.world.gather((list(entries), list(exits)) if run.takes_part else None)
-    pairs = [pair for pair in gathered if isinstance(pair, tuple)]
-    combine = completion_times if here.world.one_clock else slowest_rank_times
-    return list(combine([pair[0] for pair in pairs], [pair[1] for pair in pairs]))
+def measure(options: CommsOptions, here: Session, trials: Sequence[Trial]) -> list[Line]:
+    """Check, warm up, time both ways, and record the raw samples of one size over one transport or two."""
+    for trial in trials:
+        trial.refill()
+        trial.call()
+        trial.check()
+        start = now()
+        for _ in range(options.warmup):
+            trial.call()
+        here.device.synchronize()
+        here.recorder.block("warmup_time", "s", [now() - start], {**trial.tags, "calls": options.warmup})
+
+    guesses = [one_call(trial) for trial in trials]
+    for trial, guess in zip(trials, guesses, strict=True):
+        calls = max(1, min(options.calls, int(options.budget / options.batches / guess)))
+        trial.calls = here.world.agree(calls)
+    time_batches(options, here, trials)
+    time_calls(options, here, trials, sum(guesses))
+    return [keep(options, here, trial) for trial in trials]
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """One op at one size, as it is printed: times in s, `wrong` elements over all ranks."""
-
-    run: Run
-    wrong: int
-    per_call: Estimate
-    p50: Estimate
-    p99: float | None
+def one_call(trial: Trial) -> float:
+    """Seconds of one call: enough to know how many are affordable."""
+    trial.barrier()
+    start = now()
+    trial.complete()
+    return max(now() - start, 1e-9)
 
 
-def measure(options: CommsOptions, here: Session, run: Run) -> Measurement:
-    """Check, warm up, time both ways, and record the raw samples."""
+def keep(options: CommsOptions, here: Session, trial: Trial) -> Line:
+    """Record a trial's raw samples, and derive what is printed of them."""
     recorder, world = here.recorder, here.world
-    found = run.check()
-    everyone = [item for item in world.gather(found) if isinstance(item, Check)]
-    wrong = sum(item.wrong for item in everyone)
-    recorder.block("check_errors", "1", [found.wrong], {**run.tags, "looked_at": found.looked_at, "of": found.total})
-
-    warm_start = now()
-    for _ in range(options.warmup):
-        run.call()
-    here.device.synchronize()
-    recorder.block("warmup_time", "s", [now() - warm_start], {**run.tags, "calls": options.warmup})
-
-    world.barrier()
-    guess_start = now()
-    run.call()
-    here.device.synchronize()
-    guess = max(now() - guess_start, 1e-9)
-
-    calls = agreed(here, max(1, min(options.calls, int(options.budget / options.batches / guess))))
-    batches = time_batches(options, here, run, calls)
-    entries, exits = time_calls(options, here, run, guess)
-    if run.takes_part:
-        recorder.block("batch_time", "s", batches, {**run.tags, "calls": calls})
-        recorder.block("call_entry", "s", entries, run.tags)
-        recorder.block("call_exit", "s", exits, run.tags)
-
-    parts = [item for item in world.gather(batches if run.takes_part else None) if isinstance(item, list)]
-    slowest = [max(durations) for durations in zip(*parts, strict=True)]
-    times = across_ranks(here, run, entries, exits)
+    seen = {"looked_at": trial.looked_at, "of": trial.elements}
+    recorder.block("check_errors", "1", trial.checks, {**trial.tags, **seen})
+    if trial.late:
+        recorder.block("late_elements", "1", [trial.late], trial.tags)
+    if trial.takes_part:
+        recorder.block("batch_time", "s", trial.batches, {**trial.tags, "calls": trial.calls})
+        recorder.block("call_entry", "s", trial.entries, trial.tags)
+        recorder.block("call_exit", "s", trial.exits, trial.tags)
+    wrong = sum(int(str(count)) for count in world.gather(sum(trial.checks)))
+    batches = np.asarray(trial.batches)
+    slowest = world.largest(batches if trial.takes_part else np.full(len(batches), -np.inf))
+    times = across_ranks(here, trial)
     p99 = percentile(times, 99) if len(times) >= FEWEST_FOR_PERCENTILE[99] else None
-    return Measurement(run, wrong, mean_of_batches(slowest, calls), median_interval(times), p99)
+    per_call = mean_of_batches(slowest, trial.calls)
+    heading = heading_of(options, here, trial)
+    redop = trial.redop if trial.operation.reduces else "none"
+    root = 0 if trial.op in ("broadcast", "reduce", "gather", "scatter") else -1
+    size, itemsize = trial.size, ITEM_BYTES[trial.dtype]
+    return Line(heading, size, itemsize, trial.dtype, redop, root, wrong, per_call, median_interval(times), p99)
 
 
-def nccl_header(options: CommsOptions, here: Session, op: str) -> str:
-    """nccl-tests' columns, with the call-by-call percentiles and the interval behind them."""
+def heading_of(options: CommsOptions, here: Session, trial: Trial) -> Heading:
+    """What all sizes of a sweep share."""
+    shown = ("placement", "asynchronous", "coalesced", "graph")
+    variant = "".join(f", {key} {trial.tags[key]}" for key in shown if key in trial.tags)
     world = here.world
-    hosts = len(set(world.hosts))
     single = "last entry to last exit" if world.one_clock else "longest over ranks (hosts without a common clock)"
-    where = f"{world.size} ranks on {hosts} host{'s' if hosts > 1 else ''}, {world.backend}, {here.device.name}"
+    size, groups = trial.settings[0].world, int(str(trial.tags.get("groups", 1)))
+    hosts, name = len(set(world.hosts)), trial.transport.name
+    return Heading(trial.op, size, groups, hosts, name, here.device.name, single, variant)
+
+
+def audit_order(options: CommsOptions, here: Session, sweep: Sequence[Sequence[Trial]]) -> None:
+    """Time some sizes of a finished sweep again in random order: a figure must not depend on what ran before it."""
+    chosen = [sweep[index] for index in sorted({round(i * (len(sweep) - 1) / (AUDITED - 1)) for i in range(AUDITED)})]
+    random.Random(options.seed).shuffle(chosen)
+    short = options.model_copy(update={"budget": options.budget / AUDITED})
+    for trials in chosen:
+        for trial in trials:
+            trial.entries, trial.exits = [], []
+            trial.prepare(options)
+            trial.refill()
+        time_calls(short, here, trials, sum([one_call(trial) for trial in trials]))
+        for trial in trials:
+            if trial.takes_part:
+                here.recorder.block("call_entry", "s", trial.entries, {**trial.tags, "order": "random"})
+                here.recorder.block("call_exit", "s", trial.exits, {**trial.tags, "order": "random"})
+            trial.release()
+
+
+def variants(options: CommsOptions) -> Iterator[Variant]:
+    """Every sweep that was asked for."""
+    placements = ("in", "out") if options.placement == "both" else (options.placement,)
+    for op, dtype, redop, placement in product(options.ops, options.dtype, options.redop, placements):
+        if redop != options.redop[0] and not OPERATIONS[op].reduces:
+            continue
+        if op == "barrier" and (dtype, placement) != (options.dtype[0], placements[0]):
+            continue
+        yield Variant(op, dtype, redop, placement)
+
+
+def why_not(options: CommsOptions, here: Session, trials: Sequence[Trial]) -> str | None:
+    """Why a sweep cannot run, tried at its smallest size; None if it can. The same on every rank."""
+    reason = ""
+    for trial in trials:
+        try:
+            trial.prepare(options)
+            trial.refill()
+            trial.complete()
+        except (AssayError, RuntimeError, ValueError, TypeError) as error:
+            reason = reason or f"{trial.transport.name}: {first_line(str(error))}"
+    reasons = [str(one) for one in here.world.gather(reason) if one]
+    for trial in trials:
+        trial.release()
+    return reasons[0] if reasons else None
+
+
+def refuse_too_large(here: Session, trials: Sequence[Trial]) -> None:
+    """Raise BadInput, on every rank, if a size needs more memory than there is on any."""
+    free = here.device.memory().free
+    sharers = here.world.local_size if here.device.type == "cpu" else 1
+    largest = max(trials, key=lambda trial: trial.bytes_needed)
+    need = largest.bytes_needed * sharers
+    lacking = here.world.largest(np.array([need - (free if free is not None else need)], dtype=np.float64))[0]
+    if lacking > 0:
+        raise BadInput(
+            f"--max: {largest.op} of {format_size(largest.size)} needs {format_size(largest.bytes_needed)} on each of "
+            f"{sharers} ranks, {format_size(int(lacking))} more than {'this host' if sharers > 1 else 'the device'} has "
+            "free; give a smaller one"
+        )
+
+
+def compared(trials: Sequence[Trial], lines: Sequence[Line]) -> str:
+    """The second transport against the first, by the pairs of batches that took turns."""
+    first, second = ([seconds / trial.calls for seconds in trial.batches] for trial in trials)
+    ratio = compare_pairs(first, second).ratio
+    spread = f"[{ratio.low:.3g}, {ratio.high:.3g}]" if ratio.low and ratio.high else "(too few pairs for an interval)"
+    names = f"{lines[1].heading.transport} / {lines[0].heading.transport}"
     return (
-        f"# {op}: {where}\n"
-        f"# time: mean of back-to-back calls; p50, p99: single calls after a barrier, {single}; "
-        "±: half of the 95 % interval of p50\n"
-        f"#{'size':>12} {'count':>12} {'type':>9} {'redop':>6} {'root':>5} {'time':>10} {'algbw':>8} {'busbw':>8} "
-        f"{'#wrong':>7} {'p50':>10} {'±':>6} {'p99':>10}\n"
-        f"#{'(B)':>12} {'(elements)':>12} {'':>9} {'':>6} {'':>5} {'(us)':>10} {'(GB/s)':>8} {'(GB/s)':>8} "
-        f"{'':>7} {'(us)':>10} {'(%)':>6} {'(us)':>10}"
+        f"# {names} at {lines[0].size} B: time x {ratio.value:.3g} {spread}, rank 0, {ratio.samples} pairs of batches"
     )
 
 
-def nccl_row(options: CommsOptions, here: Session, item: Measurement) -> str:
-    """One line of nccl-tests' table. GB are 10⁹ bytes."""
-    run, seconds = item.run, item.per_call.value
-    count = run.count // ARITHMETIC[run.op].parts(here.world.size)  # nccl-tests counts one rank's part
-    redop = "sum" if run.operation.reduces else "none"
-    root = 0 if run.op == "broadcast" else -1
-    half = item.p50.half_width
-    return (
-        f" {run.size:>12} {count:>12} {options.dtype:>9} {redop:>6} {root:>5} {seconds * 1e6:>10.2f} "
-        f"{algbw(run.size, seconds) / 1e9:>8.3f} {busbw(run.op, run.size, seconds, here.world.size) / 1e9:>8.3f} "
-        f"{item.wrong:>7} {item.p50.value * 1e6:>10.2f} {'NA' if half is None else f'{half * 100:.1f}':>6} "
-        f"{'NA' if item.p99 is None else f'{item.p99 * 1e6:.2f}':>10}"
-    )
-
-
-def deepspeed_header(options: CommsOptions, here: Session, op: str) -> str:
-    """The header of DeepSpeed's communication suite."""
-    return (
-        f"---- Performance of {op} on {here.world.size} devices "
-        f"---------------------------------------------------------\n"
-        f"{'Size (Bytes)':<20} {'Description':<25} {'Duration':<20} {'Throughput (Gbps)':<20} {'BusBW (Gbps)':<20}\n"
-        + "-"
-        * 105
-    )
-
-
-def deepspeed_size(count: int) -> str:
-    """Bytes as DeepSpeed writes them: units of 1024 under decimal names, two digits."""
-    size, unit = float(count), "B"
-    for larger in ("KB", "MB", "GB", "TB"):
-        if size < 1024:
-            break
-        size, unit = size / 1024, larger
-    return f"{round(size, 2)} {unit}"
-
-
-def deepspeed_row(options: CommsOptions, here: Session, item: Measurement) -> str:
-    """One line of DeepSpeed's table, by its definitions; Gbps are 10⁹ bits per second."""
-    run, n, seconds = item.run, here.world.size, item.per_call.value
-    printed = ARITHMETIC[run.op].deepspeed_size(run.size, n)
-    return (
-        f"{deepspeed_size(printed):<20} {f'{printed // options.itemsize}x{options.itemsize}':<25} "
-        f"{f'{seconds * 1e3:.3f} ms':<20} {deepspeed_throughput(run.op, run.size, seconds, n) / 1e9:<20.3f} "
-        f"{deepspeed_busbw(run.op, run.size, seconds, n) / 1e9:<20.3f}"
-    )
-
-
-STYLES = {"nccl": (nccl_header, nccl_row), "deepspeed": (deepspeed_header, deepspeed_row)}
-
-
-def bench(options: CommsOptions, here: Session) -> None:
-    """Measure every op at every size and print the table. Raises RunFailed on rank 0 if any data check failed."""
+def bench(options: CommsOptions, here: Session, transports: Sequence[Transport]) -> None:
+    """Measure every sweep and print its table. Raises RunFailed on rank 0 if any data check failed."""
     header, row = STYLES[options.style]
-    todo = [(op, size) for op in options.ops for size in options.sizes(op, here.world.size)]
-    begun, wrong, printed = now(), 0, ""
-    for done, (op, size) in enumerate(todo):
-        if here.world.is_first and op != printed:
-            print(header(options, here, op))
-        printed = op
-        item = measure(options, here, Run(options, here, op, size))
-        wrong += item.wrong
-        if here.world.is_first:
-            print(row(options, here, item), flush=True)
+    first, members = here.world.is_first, len(options.groups(here.world.size)[0])
+    sweeps = {
+        variant: [
+            [Trial(options, here, transport, variant, size) for transport in transports]
+            for size in options.sizes(variant.op, members, ITEM_BYTES[variant.dtype])
+        ]
+        for variant in variants(options)
+    }
+    refuse_too_large(here, [trial for sweep in sweeps.values() for trials in sweep for trial in trials])
+    begun, done, total, wrong, refusals = now(), 0, sum(map(len, sweeps.values())), 0, []
+    for sweep in sweeps.values():
+        refusal = why_not(options, here, sweep[0])
+        if refusal:
+            refusals.append(refusal)
+            done += len(sweep)
+            for trial in sweep[0]:
+                here.recorder.block("batch_time", "s", [None], trial.tags, reason=refusal)
+            if first:
+                print(f"# {sweep[0][0].op}: not measured: {refusal}")
+            continue
+        for number, trials in enumerate(sweep):
+            for trial in trials:
+                trial.prepare(options)
+            lines = measure(options, here, trials)
+            for trial in trials:
+                trial.release()
+            wrong, done = wrong + sum(line.wrong for line in lines), done + 1
+            if not first:
+                continue
+            for line in lines:
+                if number == 0 or len(lines) > 1:
+                    print(header(line.heading))
+                print(row(line), flush=True)
+            if len(lines) > 1:
+                print(compared(trials, lines), flush=True)
             # By hand, the rows themselves are the progress; under the runner they go to a log.
             if "ASSAY_RUN" in os.environ:
-                print(progress_line(done + 1, len(todo), f"{op} {format_size(size)}"), flush=True)
-    if here.world.is_first:
+                print(progress_line(done, total, f"{lines[0].heading.op} {format_size(lines[0].size)}"), flush=True)
+        if options.audit and len(sweep) > 1:
+            audit_order(options, here, sweep)
+    if refusals and len(refusals) == len(sweeps):
+        raise BadInput(f"nothing can be measured: {refusals[0]}")
+    if first:
         kept = f"raw samples in {options.out}" if options.out else "no raw samples kept; give --out DIR to keep them"
-        print(f"# {len(todo)} measurements in {format_duration(now() - begun)}; {kept}")
-    if wrong and here.world.is_first:
+        print(f"# {total} measurements in {format_duration(now() - begun)}; {kept}")
+    if wrong and first:
         raise RunFailed(f"{wrong} elements are wrong after their collective; trust no figure of this run")
+
+
+def named_transports(options: CommsOptions, here: Session) -> list[str]:
+    """The transport that is measured, and the one that it is compared with, if any."""
+    own = MPI_BACKEND if options.transport == "mpi" else here.world.backend
+    if options.versus is None:
+        return [own]
+    other = MPI_BACKEND if options.versus == "mpi" else options.versus
+    if other == own:
+        raise BadInput(f"--versus {options.versus}: is what --transport measures already; name another")
+    return [own, other]
 
 
 if __name__ == "__main__":
     arguments = parse_command_line(CommsOptions, __doc__)
     with session(arguments, "comms/bench") as joined:
-        bench(arguments, joined)
+        groups = arguments.groups(joined.world.size)
+        opened = [
+            open_transport(name, joined.world, joined.device, groups) for name in named_transports(arguments, joined)
+        ]
+        bench(arguments, joined, opened)

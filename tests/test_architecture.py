@@ -18,16 +18,16 @@ RUNNABLE = ("comms", "specs", "workloads")
 
 # Lowest first; a module may import its own row and those above it in this list.
 FLOORS: list[set[str]] = [
-    {"errors", "units", "bandwidth", "presets", "progress", "record", "estimates", "roofline", "options", "suite", "suite_format", "machine", "device", "placement", "located", "throughput"},
-    {"rundir", "recorder", "clock", "world", "ranks", "launchers", "sensors"},
+    {"errors", "units", "bandwidth", "presets", "progress", "record", "estimates", "roofline", "options", "suite", "suite_format", "machine", "device", "placement", "located", "throughput", "traffic", "arrival", "latency_model", "bench_tables", "device_events", "links"},
+    {"rundir", "recorder", "clock", "channel", "clock_sync", "beacon", "hang_watch", "world", "ranks", "launchers", "sensors"},
     {"limits", "collectives", "transports"},
     {"training"},
     {"scoring", "report"},
-    {"doctor", "ceiling_cache", "runner", "results", "catalogue", "console"},
+    {"doctor", "ceiling_cache", "importers", "runner", "results", "catalogue", "console"},
     {"cli", "__main__"},
 ]  # fmt: skip
 TORCH_FREE = [
-    "scoring", "report", "options", "suite", "rundir", "sensors", "doctor.checkup", "ceiling_cache", "runner", "results", "catalogue", "console", "cli",
+    "scoring", "report", "options", "suite", "rundir", "sensors", "doctor.checkup", "ceiling_cache", "importers.folder", "runner", "results", "catalogue", "console", "cli",
 ]  # fmt: skip
 
 

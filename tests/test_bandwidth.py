@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from assay.bandwidth import COLLECTIVES, algbw, busbw, deepspeed_busbw, deepspeed_throughput, round_down
-from assay.collectives import OPERATIONS
+from assay.collectives.operations import OPERATIONS
 
 # op, devices, elements of 4 bytes, ms, Gbps: table 2.2 (2) of the evaluation report 0.2.1, A100 column.
 SEED = [

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from assay.bandwidth import busbw
-from assay.collectives import OPERATIONS, Buffers, Setting, check, fill, pattern
+from assay.collectives.operations import OPERATIONS
+from assay.collectives.pattern import fill, pattern
+from assay.collectives.setting import Buffers, Setting
 from assay.record import read_rank_file
 from assay.scoring.comms import derive
 from tests.conftest import torchrun
@@ -69,19 +71,26 @@ def test_deepspeeds_columns_and_definitions() -> None:
 WORLD = 4
 
 
-def setting(rank: int, dtype: torch.dtype = torch.float32) -> Setting:
-    return Setting(rank, WORLD, (0, 1), dtype, torch.device("cpu"), seed=1)
+def setting(rank: int, dtype: torch.dtype = torch.float32, count: int = 4096, redop: str = "sum") -> Setting:
+    return Setting(rank, WORLD, (0, 1), dtype, torch.device("cpu"), seed=1, count=count, redop=redop)
 
 
-def received(op: str, rank: int, count: int, dtype: torch.dtype) -> tuple[Setting, Buffers]:
+def received(op: str, rank: int, count: int, dtype: torch.dtype, redop: str = "sum") -> tuple[Setting, Buffers]:
     """Buffers of `rank` as they are after a faultless call."""
-    here = setting(rank, dtype)
+    here = setting(rank, dtype, count, redop)
     operation = OPERATIONS[op]
-    buffers = operation.allocate(here, count)
+    buffers = operation.allocate(here)
     fill(here, buffers)
-    total = buffers.received.numel()
-    buffers.received.copy_(operation.expected(here, total, torch.arange(total)).to(dtype))
+    buffers.received.copy_(operation.expected(here, torch.arange(buffers.received.numel())).to(dtype))
     return here, buffers
+
+
+def holder(op: str) -> int:
+    """A rank that has something to check after the op; the root's partner where there is a choice."""
+    return next(rank for rank in (1, 0) if OPERATIONS[op].holds(setting(rank)))
+
+
+CHECKED = [op for op in OPERATIONS if op != "barrier"]
 
 
 def swap_halves(data: torch.Tensor) -> None:
@@ -108,58 +117,83 @@ def zero(data: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("fault", [swap_halves, flip_one_bit, shift_by_one, repeat_first_half, zero])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int32, torch.uint8])
-@pytest.mark.parametrize("op", OPERATIONS)
+@pytest.mark.parametrize("op", CHECKED)
 def test_every_fault_in_every_collective_is_seen(
     op: str, dtype: torch.dtype, fault: Callable[[torch.Tensor], None]
 ) -> None:
-    here, buffers = received(op, 1, 4096, dtype)
-    assert check(OPERATIONS[op], here, buffers).wrong == 0
+    here, buffers = received(op, holder(op), 4096, dtype)
+    assert OPERATIONS[op].check(here, buffers).wrong == 0
     fault(buffers.received)
-    found = check(OPERATIONS[op], here, buffers)
+    found = OPERATIONS[op].check(here, buffers)
     assert found.wrong > 0
     assert found.first_wrong is not None
 
 
 def test_a_rank_that_was_left_out_of_a_sum_is_seen() -> None:
     here, buffers = received("all_reduce", 0, 4096, torch.float32)
-    own = OPERATIONS["all_reduce"].allocate(here, 4096)
+    own = OPERATIONS["all_reduce"].allocate(here)
     fill(here, own)
     buffers.received.sub_(own.sent)
-    assert check(OPERATIONS["all_reduce"], here, buffers).wrong > 4000
+    assert OPERATIONS["all_reduce"].check(here, buffers).wrong > 4000
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int32, torch.uint8])
+@pytest.mark.parametrize("redop", ["sum", "prod", "min", "max", "avg"])
+def test_every_reduction_shows_a_rank_that_was_left_out(redop: str, dtype: torch.dtype) -> None:
+    here, buffers = received("all_reduce", 0, 4096, dtype, redop)
+    assert OPERATIONS["all_reduce"].check(here, buffers).wrong == 0
+    others = [pattern(here, rank, torch.arange(4096)).double() for rank in range(1, WORLD)]
+    stack = torch.stack(others)
+    found = {
+        "sum": stack.sum(0), "avg": stack.sum(0) / WORLD, "prod": stack.prod(0), "min": stack.amin(0),
+        "max": stack.amax(0),
+    }[redop]  # fmt: skip
+    buffers.received.copy_(found.to(dtype))
+    assert OPERATIONS["all_reduce"].check(here, buffers).wrong > 500
+
+
+def test_an_average_may_be_scaled_before_it_is_summed() -> None:
+    here, buffers = received("all_reduce", 0, 4096, torch.float32, "avg")
+    scaled = sum((pattern(here, rank, torch.arange(4096)).float() * (1 / 3 * 3 / WORLD) for rank in range(WORLD)))
+    assert isinstance(scaled, torch.Tensor)
+    buffers.received.copy_(scaled)
+    assert OPERATIONS["all_reduce"].check(here, buffers).wrong == 0
+    buffers.received.fill_(float("nan"))
+    assert OPERATIONS["all_reduce"].check(here, buffers).wrong == 4096, "what is no number is wrong"
 
 
 def test_a_call_that_did_nothing_is_seen() -> None:
     for op in ("all_gather", "all_to_all", "reduce_scatter"):
         here = setting(1)
-        buffers = OPERATIONS[op].allocate(here, 4096)
+        buffers = OPERATIONS[op].allocate(here)
         fill(here, buffers)
-        assert check(OPERATIONS[op], here, buffers).wrong == buffers.received.numel()
+        assert OPERATIONS[op].check(here, buffers).wrong == buffers.received.numel()
 
 
 def test_large_buffers_are_sampled_and_say_so() -> None:
     here, buffers = received("all_reduce", 0, 3 << 20, torch.float32)
-    found = check(OPERATIONS["all_reduce"], here, buffers)
+    found = OPERATIONS["all_reduce"].check(here, buffers)
     assert (found.wrong, found.total) == (0, 3 << 20)
     assert found.looked_at < found.total
     swap_halves(buffers.received)
-    assert check(OPERATIONS["all_reduce"], here, buffers).wrong > found.looked_at // 2
+    assert OPERATIONS["all_reduce"].check(here, buffers).wrong > found.looked_at // 2
 
 
 @pytest.mark.parametrize(("dtype", "world"), [(torch.bfloat16, 512), (torch.float16, 4096), (torch.uint8, 300)])
 def test_the_check_stays_exact_where_the_dtype_cannot_count_the_ranks(dtype: torch.dtype, world: int) -> None:
-    here = Setting(1, world, (0, 1), dtype, torch.device("cpu"), seed=1)
+    here = Setting(1, world, (0, 1), dtype, torch.device("cpu"), seed=1, count=512)
     operation = OPERATIONS["all_reduce"]
-    buffers = operation.allocate(here, 512)
-    total = operation.expected(here, 512, torch.arange(512))
+    buffers = operation.allocate(here)
+    total = operation.expected(here, torch.arange(512))
     assert (total.to(dtype).to(torch.int64) == total).all(), "every sum is a number that the dtype holds exactly"
     buffers.received.copy_(total.to(dtype))
-    assert check(operation, here, buffers).wrong == 0
+    assert operation.check(here, buffers).wrong == 0
     own = pattern(here, 1, torch.arange(512))
     assert own.sum() > 0
     buffers.received.copy_((total - own).to(dtype))
-    assert check(operation, here, buffers).wrong > 100, "a rank that was left out is seen"
+    assert operation.check(here, buffers).wrong > 100, "a rank that was left out is seen"
     buffers.received.zero_()
-    assert check(operation, here, buffers).wrong > 400
+    assert operation.check(here, buffers).wrong > 400
 
 
 def test_records_of_two_runs_are_never_mixed(tmp_path: Path) -> None:

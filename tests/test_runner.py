@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -189,21 +190,35 @@ def test_ctrl_c_or_a_scheduler_leaves_a_true_state_and_says_how_to_go_on(tmp_pat
     assert "Traceback" not in console
 
 
-def test_a_hung_rank_ends_at_the_time_limit_with_every_ranks_stack(tmp_path: Path) -> None:
-    runner = start(tmp_path, SLOW.replace("LIMIT", "25"))
+def test_a_hung_rank_ends_at_the_time_limit_and_is_named_with_every_ranks_stack(tmp_path: Path) -> None:
+    several = "{ops: all_reduce, min: 1KiB, max: 64MiB, factor: 4, budget: 2}"
+    runner = start(tmp_path, re.sub(r"{ops: all.*}", several, SLOW.replace("LIMIT", "25")))
     run = the_run(tmp_path)
     attempt = run / "cases/long/attempt-1"
     pids = wait_for_ranks(attempt, 2)
+    wait_for(lambda: all(measured(attempt, rank) for rank in range(2)), 25, "a size to be measured")
     os.kill(pids[1], signal.SIGSTOP)
+    before = [measured(attempt, rank) for rank in range(2)]
     assert runner.wait(90) == 1
     found = status(attempt)
     assert found["state"] == "timeout"
-    assert "not done within its time limit of 25 s; where each rank was" in str(found["reason"])
+    reason = str(found["reason"])
+    assert reason.startswith("not done within its time limit of 25 s; no progress for 2 s in all_reduce of "), reason
+    assert re.search(r"iteration \d+: .*rank 1 is stopped \(SIGSTOP\); where each rank was: /", reason), reason
+    assert "rank 1 is stopped (SIGSTOP)" in (run / "report.md").read_text(), "the rest of the run is reported, and this"
     stacks = sorted(attempt.glob("stacks-rank-*.txt"))
     assert len(stacks) == 2
     assert all("bench.py" in path.read_text() for path in stacks)
+    assert [measured(attempt, rank)[: len(kept)] for rank, kept in enumerate(before)] == before, (
+        "what was measured is kept"
+    )
     assert processes_of(run) == []
-    assert (run / "report.html").exists(), "the rest of the run is reported"
+
+
+def measured(attempt: Path, rank: int) -> list[tuple[object, int]]:
+    """Bytes and number of calls of every size that a rank has in its records, timed call by call."""
+    blocks = read_rank_file(attempt / f"rank-{rank:05d}.jsonl").blocks
+    return [(block.tags["bytes"], len(block.samples)) for block in blocks if block.metric == "call_exit"]
 
 
 def test_a_rank_that_dies_is_a_failed_case_and_the_next_case_runs(tmp_path: Path) -> None:

@@ -6,9 +6,11 @@
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -20,12 +22,13 @@ from typing import IO
 import psutil
 
 from assay import machine
+from assay.beacon import FOLDER_VARIABLE, Diagnosis, Reading, diagnose, memory_folder, process_states, read_beacons
 from assay.errors import SENTENCE_MARK, BadInput, RunFailed
+from assay.hang_watch import collect_stacks
 from assay.launchers.lifeline import adopt_orphans, end_descendants
 from assay.options.base import ScriptOptions, command_line
-from assay.ranks import STACK_SIGNAL
 
-STACK_SECONDS = 3.0  # how long ranks that hang may take to write their stacks
+LOOK_SECONDS = 10.0  # at most so long before the time limit the beacons are read once, to see later who moved since
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,18 @@ class Command:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended. sentence: the first error sentence a rank printed; stacks: files with the ranks' stacks."""
+    """How a command ended.
+
+    sentence: the first error sentence that a rank printed. At a time limit also stacks, the files with the ranks' stacks,
+    and diagnosis: where the ranks were, None if they have told nothing.
+    """
 
     exit_code: int
     timed_out: bool
     seconds: float
     sentence: str | None
     stacks: list[Path] = field(default_factory=list)
+    diagnosis: Diagnosis | None = None
 
 
 def script_path(script: str) -> Path:
@@ -88,12 +96,14 @@ def run(command: Command, attempt: Path, limit: float, keep_fd: int | None, on_l
     begun = time.monotonic()
     before = psutil.Process().children(recursive=True)
     adopt_orphans()
+    beacons = _beacon_folder()
     reading, writing = os.pipe()
     argv = [machine.python(), "-m", "assay.launchers.lifeline", str(reading), *command.argv]
     passed = (reading,) if keep_fd is None else (reading, keep_fd)
     told = _Told()
     logs: list[_Log] = []
     stacks: list[Path] = []
+    diagnosis: Diagnosis | None = None
     timed_out = False
     lifeline: subprocess.Popen[bytes] | None = None
     try:
@@ -102,17 +112,17 @@ def run(command: Command, attempt: Path, limit: float, keep_fd: int | None, on_l
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, **command.env},
+            env={**os.environ, **command.env, FOLDER_VARIABLE: str(beacons)},
             pass_fds=passed,
             start_new_session=True,
         )
         logs.append(_Log(lifeline.stdout, attempt / "stdout.log", on_line))
         logs.append(_Log(lifeline.stderr, attempt / "stderr.log", told.hear))
-        try:
-            lifeline.wait(limit)
-        except subprocess.TimeoutExpired:
+        earlier = _outlasts(lifeline, limit, beacons)
+        if earlier is not None:
             timed_out = True
-            stacks = collect_stacks(attempt, lifeline.pid)
+            diagnosis = _diagnose(lifeline.pid, limit, beacons, earlier)
+            stacks = collect_stacks(attempt)
     finally:
         os.close(reading)
         os.close(writing)
@@ -121,9 +131,46 @@ def run(command: Command, attempt: Path, limit: float, keep_fd: int | None, on_l
         # Only a lifeline that was killed leaves something behind; its orphans are ours then.
         end_descendants(spared=before)
         refusals = [refusal for log in logs if (refusal := log.finish())]
+        shutil.rmtree(beacons, ignore_errors=True)
     if refusals:
         raise RunFailed(refusals[0])
-    return Outcome(lifeline.returncode, timed_out, time.monotonic() - begun, told.sentence, stacks)
+    return Outcome(lifeline.returncode, timed_out, time.monotonic() - begun, told.sentence, stacks, diagnosis)
+
+
+def _beacon_folder() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="assay-", dir=memory_folder()))
+    except OSError as error:
+        raise RunFailed(
+            f"{memory_folder()}: {(error.strerror or str(error)).lower()}; make room there, it holds where each rank is"
+        ) from error
+
+
+def _outlasts(lifeline: "subprocess.Popen[bytes]", limit: float, beacons: Path) -> list[Reading] | None:
+    """Wait for the end; None if it came within `limit` s, else the beacons as they were shortly before the limit."""
+    try:
+        lifeline.wait(limit - _watched(limit))
+        return None
+    except subprocess.TimeoutExpired:
+        earlier = read_beacons(beacons)
+    try:
+        lifeline.wait(_watched(limit))
+        return None
+    except subprocess.TimeoutExpired:
+        return earlier
+
+
+def _watched(limit: float) -> float:
+    return min(LOOK_SECONDS, limit / 10)
+
+
+def _diagnose(lifeline: int, limit: float, beacons: Path, earlier: list[Reading]) -> Diagnosis | None:
+    readings = read_beacons(beacons)
+    try:
+        alive = {process.pid for process in psutil.Process(lifeline).children(recursive=True)}
+    except psutil.NoSuchProcess:
+        return None  # it ended in the very moment of the time limit
+    return diagnose(readings, process_states(readings, alive), _watched(limit), earlier)
 
 
 class _Told:
@@ -158,27 +205,6 @@ def _signal_name(number: int) -> str:
     if number == signal.SIGKILL:
         return "SIGKILL: by hand, or by the kernel when memory ran out"
     return signal.Signals(number).name if number in list(signal.Signals) else "unknown"
-
-
-def collect_stacks(attempt: Path, ancestor: int) -> list[Path]:
-    """Ask every rank below `ancestor` that announced itself in `attempt` for its stacks; the files that hold some then."""
-    try:
-        below = {process.pid for process in psutil.Process(ancestor).children(recursive=True)}
-    except psutil.NoSuchProcess:
-        return []  # it ended in the very moment of the time limit
-    files = []
-    for path in sorted(attempt.glob("stacks-rank-*.pid-*.txt")):
-        pid = int(path.stem.rpartition("pid-")[2])
-        if pid not in below:
-            continue  # it has ended; its number may be another process's by now
-        files.append(path)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, STACK_SIGNAL)
-            os.kill(pid, signal.SIGCONT)  # a stopped process answers only when it runs again
-    deadline = time.monotonic() + STACK_SECONDS
-    while time.monotonic() < deadline and not all(path.stat().st_size for path in files):
-        time.sleep(0.05)
-    return [path for path in files if path.stat().st_size]
 
 
 class _Log(threading.Thread):

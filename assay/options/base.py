@@ -46,6 +46,26 @@ class ScriptOptions(Options):
     backend: str = Field("auto", description="torch.distributed backend; auto takes torch's default for the device")
     join_timeout: float = Field(120.0, gt=0, description="seconds that ranks may take to find each other")
 
+    @property
+    def needs_mpi(self) -> bool:
+        """Whether ranks find each other through MPI instead of torch.distributed."""
+        return False
+
+    @property
+    def needs_torch(self) -> bool:
+        """Whether torch.distributed is wanted, beside MPI too."""
+        return True
+
+    @property
+    def backend_is_torch(self) -> bool:
+        """Whether what is measured goes over torch.distributed."""
+        return True
+
+    @property
+    def torch_backend(self) -> str:
+        """The backend of torch.distributed's default group; auto: torch's default for the device."""
+        return self.backend
+
     def check_world(self, world: int) -> None:
         """Raise ValueError with one sentence if `world` ranks cannot run these options."""
 
@@ -125,7 +145,9 @@ def build_parser(model: type[ScriptOptions], description: str) -> argparse.Argum
         text = (field.description or "").replace("%", "%%")
         default = "" if field.default is None else f" [{_as_text(field.default)}]"
         if field.annotation is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text + default)
+            parser.add_argument(
+                flag, *also, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text + default
+            )
         else:
             parser.add_argument(flag, *also, dest=name, default=None, metavar=_metavar(field), help=text + default)
     return parser

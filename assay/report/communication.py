@@ -13,6 +13,7 @@ from assay.scoring.result import Figure, RunResult
 _LINES = 6  # in one chart; more could not be told apart
 _COLUMNS = (
     "call_time_p50",
+    "call_time_p50_random_order",
     "call_time_p95",
     "call_time_p99",
     "batch_call_time",

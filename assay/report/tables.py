@@ -259,12 +259,11 @@ def _plain(value: object) -> str:
 def _appendix(result: RunResult) -> Chapter:
     environment = section_of(result.document, "environment")
     rows = [[Cell(str(name)), Cell(str(value))] for name, value in environment.items()]
+    unset = "Not recorded." if "imported" in result.document else "None of the variables that matter was set."
     table = Table("Environment variables", (Column("Variable"), Column("Value")), rows)
     parts = [
         Part("Method", _METHOD),
-        Part(
-            "Environment", "" if rows else "None of the variables that matter was set.", tables=[table] if rows else []
-        ),
+        Part("Environment", "" if rows else unset, tables=[table] if rows else []),
         Part("Raw records", f"Every figure is derived from these files of {result.path}:", code=_LAYOUT),
     ]
     return Chapter("appendix", "Appendix", "", parts)

@@ -1,25 +1,52 @@
 """Figures of comms/bench.py: percentiles of single calls, and rates from back-to-back batches."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from assay.bandwidth import COLLECTIVES, algbw, busbw, deepspeed_throughput
-from assay.estimates import Estimate, completion_times, mean_of_batches, median_interval, slowest_rank_times
+from assay.estimates import (
+    Estimate,
+    compare_pairs,
+    completion_times,
+    mean_of_batches,
+    median_interval,
+    slowest_rank_times,
+)
 from assay.record import RankFile
 from assay.scoring.ceilings import find, find_figure, least_share
 from assay.scoring.result import Curve, Figure
-from assay.scoring.samples import Array, by_rank, device_of, stacked, tail_figure
+from assay.scoring.samples import Array, by_rank, device_of, rate, stacked, tail_figure
 
-_KEYS = ("op", "bytes", "dtype", "backend", "world")
+# What tells two measurements apart. From redop on, a tag is there only where it is not the usual.
+_KEYS = (
+    "op",
+    "bytes",
+    "dtype",
+    "backend",
+    "world",
+    "redop",
+    "placement",
+    "groups",
+    "asynchronous",
+    "coalesced",
+    "means",
+    "graph",
+)
 
 
 def derive(files: list[RankFile], options: Mapping[str, Any], limits: list[Figure]) -> tuple[list[Figure], list[Curve]]:
     """Figures of every op and size, in the order measured. No curves."""
-    figures: list[Figure] = []
-    for tags in _measured(files):
-        figures += _of_size(files, tags, limits)
-    return figures, []
+    measured = _measured(files)
+    figures = [figure for tags in measured for figure in _of_size(files, tags, limits)]
+    figures += _compared(files, measured)
+    return [replace(figure, tags=_told(figure.tags)) for figure in figures], []
+
+
+def _told(tags: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in tags.items() if value is not None}
 
 
 def _measured(files: Sequence[RankFile]) -> list[dict[str, Any]]:
@@ -27,9 +54,10 @@ def _measured(files: Sequence[RankFile]) -> list[dict[str, Any]]:
     for file in files:
         for block in file.blocks:
             tags = {key: block.tags.get(key) for key in _KEYS}
-            countable = all(isinstance(tags[key], int) and int(tags[key] or 0) > 0 for key in ("bytes", "world"))
-            if block.metric == "batch_time" and tags["op"] in COLLECTIVES and countable:
-                seen.setdefault(tuple(tags.values()), tags)
+            countable = all(isinstance(tags[key], int) and int(tags[key] or 0) >= 0 for key in ("bytes", "world"))
+            if block.metric == "batch_time" and tags["op"] in COLLECTIVES and countable and tags["world"]:
+                # A block taken in another order is the same measurement's, but no part of its samples.
+                seen.setdefault(tuple(tags.values()), {**tags, "order": None})
     return list(seen.values())
 
 
@@ -38,7 +66,8 @@ def _of_size(files: list[RankFile], tags: dict[str, Any], limits: list[Figure]) 
 
 
 def _single_calls(files: list[RankFile], tags: dict[str, Any]) -> list[Figure]:
-    missing = _missing(by_rank(files, "call_exit", tags), tags)
+    refused = _refusal(files, tags)
+    missing = refused or _missing(by_rank(files, "call_exit", tags), tags)
     if missing:
         return [Figure("call_time_p50", "s", None, tags, better="lower", reason=missing)]
     times = call_times(files, tags)
@@ -47,14 +76,30 @@ def _single_calls(files: list[RankFile], tags: dict[str, Any]) -> list[Figure]:
     how = "last entry to last exit" if has_one_clock(files) else "longest over ranks, waiting included"
     p50 = median_interval(times)
     typical = Figure("call_time_p50", "s", replace(p50, method=f"{how}; {p50.method}"), tags, better="lower")
-    return [typical, *(tail_figure(f"call_time_p{q}", times, q, how, tags) for q in (95, 99))]
+    return [typical, *(tail_figure(f"call_time_p{q}", times, q, how, tags) for q in (95, 99)), *_again(files, tags)]
+
+
+def _again(files: list[RankFile], tags: dict[str, Any]) -> list[Figure]:
+    """The same calls, timed once more after the sweep, with sizes in random order."""
+    times = call_times(files, {**tags, "order": "random"})
+    if not times.size:
+        return []
+    p50 = median_interval(times)
+    method = f"after the sweep, sizes in random order; {p50.method}"
+    return [Figure("call_time_p50_random_order", "s", replace(p50, method=method), tags, better="lower")]
 
 
 def _back_to_back(files: list[RankFile], tags: dict[str, Any], limits: list[Figure]) -> list[Figure]:
     op, size, world = str(tags["op"]), int(tags["bytes"]), int(tags["world"])
     batches, calls = by_rank(files, "batch_time", tags), _calls(files, tags)
-    reason = _missing(batches, tags) or (None if len(calls) == 1 else "batches of different lengths cannot be averaged")
+    refused = _refusal(files, tags)
+    reason = (
+        refused
+        or _missing(batches, tags)
+        or (None if len(calls) == 1 else "batches of different lengths cannot be averaged")
+    )
     slowest = stacked(batches).max(axis=0)
+    loaded = world * int(tags["groups"] or 1)
     if reason is None and not (slowest.size and slowest.min() > 0):
         reason = "durations should be above 0 s"
     if reason is not None:
@@ -63,16 +108,18 @@ def _back_to_back(files: list[RankFile], tags: dict[str, Any], limits: list[Figu
             Figure("throughput_deepspeed", "bit/s", None, tags, better="higher", reason=reason),
         ]
     per_call = mean_of_batches(slowest, calls.pop())
-    bus = _rate(per_call, lambda t: busbw(op, size, t, world))
+    if not COLLECTIVES[op].bus(world):  # it moves no bytes
+        return [Figure("batch_call_time", "s", per_call, tags, better="lower")]
+    bus = rate(per_call, lambda t: busbw(op, size, t, world))
     # The bytes of a buffer cannot move faster than the memory that holds it can be copied.
-    ceiling = find(limits, "copy_rate", world, device_of(files))
+    ceiling = find(limits, "copy_rate", loaded, device_of(files))
     share = bus.value / (ceiling[0] / 2) if ceiling else None
-    least = least_share(bus.value, find_figure(limits, "copy_rate", world, device_of(files)), 0.5)
+    least = least_share(bus.value, find_figure(limits, "copy_rate", loaded, device_of(files)), 0.5)
     named = f"payload of {ceiling[1]}" if ceiling else None
-    throughput = _rate(per_call, lambda t: deepspeed_throughput(op, size, t, world))
+    throughput = rate(per_call, lambda t: deepspeed_throughput(op, size, t, world))
     return [
         Figure("batch_call_time", "s", per_call, tags, better="lower"),
-        Figure("algbw", "B/s", _rate(per_call, lambda t: algbw(size, t)), tags, better="higher"),
+        Figure("algbw", "B/s", rate(per_call, lambda t: algbw(size, t)), tags, better="higher"),
         Figure("busbw", "B/s", bus, tags, better="higher", share=share, share_of=named, least_share=least),
         Figure("throughput_deepspeed", "bit/s", throughput, tags, better="higher"),
     ]
@@ -80,17 +127,64 @@ def _back_to_back(files: list[RankFile], tags: dict[str, Any], limits: list[Figu
 
 def _checked(files: list[RankFile], tags: dict[str, Any]) -> list[Figure]:
     wrong = by_rank(files, "check_errors", tags)
-    if len(wrong) < int(tags["world"]):
-        reason = f"only {len(wrong)} of {tags['world']} ranks recorded their check"
+    ranks = int(tags["world"]) * int(tags["groups"] or 1)
+    refused = _refusal(files, tags)
+    if refused or len(wrong) < ranks:
+        reason = refused or f"only {len(wrong)} of {ranks} ranks recorded their check"
         return [Figure("check_errors", "1", None, tags, reason=reason)]
     total = float(sum(array.sum() for array in wrong.values()))
-    method = "wrong elements over all ranks after one call on patterned data"
-    return [Figure("check_errors", "1", Estimate(total, None, None, len(wrong), method), tags)]
+    looks = max(array.size for array in wrong.values())
+    method = f"wrong elements over all ranks after {looks} calls on patterned data, most of them timed ones"
+    figures = [Figure("check_errors", "1", Estimate(total, None, None, len(wrong), method), tags)]
+    late = sum(array.sum() for array in by_rank(files, "late_elements", tags).values())
+    if late:
+        method = "wrong when the call returned, right a moment later"
+        figures.append(Figure("late_elements", "1", Estimate(float(late), None, None, len(wrong), method), tags))
+    return figures
+
+
+def _compared(files: list[RankFile], measured: Sequence[dict[str, Any]]) -> list[Figure]:
+    """Time over a second transport / time over the first, from batches that took turns."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for tags in measured:
+        groups.setdefault(repr([value for key, value in tags.items() if key not in ("backend", "means")]), []).append(
+            tags
+        )
+    pairs = [group for group in groups.values() if len(group) == 2]
+    figures = []
+    for first, second in pairs:
+        batches = [by_rank(files, "batch_time", tags) for tags in (first, second)]
+        calls = [_calls(files, tags) for tags in (first, second)]
+        if any(_missing(samples, first) for samples in batches) or any(len(counts) != 1 for counts in calls):
+            continue
+        times = [stacked(samples).max(axis=0) / max(counts) for samples, counts in zip(batches, calls, strict=True)]
+        if len(times[0]) != len(times[1]) or not len(times[0]) or min(map(np.min, times)) <= 0:
+            continue
+        ratio = compare_pairs(times[0].tolist(), times[1].tolist(), metrics=len(pairs)).ratio
+        figures.append(Figure("time_ratio", "1", ratio, {**second, "versus": first["backend"]}, better="lower"))
+    return figures
+
+
+def _refusal(files: Iterable[RankFile], tags: Mapping[str, Any]) -> str | None:
+    """Why a transport could not do this at all, as recorded."""
+    return next(
+        (
+            block.reason
+            for file in files
+            for block in file.blocks
+            if block.metric == "batch_time" and block.reason and _agree(block.tags, tags)
+        ),
+        None,
+    )
+
+
+def _agree(tags: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    return all(tags.get(key) == value for key, value in wanted.items())
 
 
 def _missing(samples: Mapping[int, Array], tags: Mapping[str, Any]) -> str | None:
     # Without a rank that took part, the slowest rank may be the one that is missing.
-    wanted = 2 if tags["op"] == "pt2pt" else int(tags["world"])
+    wanted = (COLLECTIVES[str(tags["op"])].ranks or int(tags["world"])) * int(tags["groups"] or 1)
     if len(samples) != wanted:
         return f"only {len(samples)} of {wanted} ranks recorded their times"
     uneven = len({len(array) for array in samples.values()}) > 1
@@ -120,12 +214,5 @@ def _calls(files: list[RankFile], tags: Mapping[str, Any]) -> set[int]:
         int(block.tags["calls"] or 0)
         for file in files
         for block in file.blocks
-        if block.metric == "batch_time" and all(block.tags.get(key) == value for key, value in tags.items())
+        if block.metric == "batch_time" and _agree(block.tags, tags)
     }
-
-
-def _rate(time: Estimate, of: Callable[[float], float]) -> Estimate:
-    # Each rate comes from one time; the interval's ends swap places.
-    low = of(time.high) if time.high else None
-    high = of(time.low) if time.low else None
-    return Estimate(of(time.value), low, high, time.samples, time.method)

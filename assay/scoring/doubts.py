@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from assay.record import RankFile
-from assay.scoring import sensors
+from assay.scoring import imported, sensors
 from assay.scoring.result import CaseResult, Doubt, Figure
 from assay.scoring.sensors import SensorFile
 from assay.units import format_si, format_size
@@ -31,6 +31,10 @@ COARSE = 1e-6  # s; calls shorter than this are mostly the clock's own cost
 # kind → what to do. No doubt exists outside this list.
 ADVICE = {
     "wrong_data": "do not use any figure of this case; find the faulty link, library or device first",
+    "imported": "for intervals and percentiles measure with comms/bench.py on the same machine",
+    "not_awaited": "the call returns before it is done: no time of this size means anything; await the handle, or mend the backend",
+    "order_effect": "the time depends on what ran before: compare only runs with the same sweep, or measure one --size",
+    "wider_than_asked": "raise the budget (-o budget=…), or ask for less (-o target=…)",
     "above_ceiling": "measure the ceilings again on a quiet machine (specs/limits.py); if it stays, the figure is wrong",
     "mean_above_p99": "a few calls took very long: look for other load, then raise --calls and --batches",
     "coarse_clock": "raise the size, or read the back-to-back figure only",
@@ -61,8 +65,16 @@ def doubt(kind: str, case: str, subject: str, message: str) -> Doubt:
 
 def of_case(case: CaseResult, files: list[RankFile], cores: int | None) -> list[Doubt]:
     """What is doubtful about one case. `cores`: what each host has, None if unknown."""
+    foreign = case.script in imported.SCRIPTS.values()
     found = [item for figure in case.figures for item in _of_figure(case.name, figure)]
-    found += _mean_above_p99(case)
+    if foreign:  # one sentence for all, instead of one beside every figure
+        found = [item for item in found if item.kind != "no_interval"]
+        message = "averages as another tool printed them: nothing was timed by this suite"
+        found.append(doubt("imported", case.name, "all figures", message))
+    else:
+        found += _mean_above_p99(case)
+    found += _order_effect(case)
+    found += _wider_than_asked(case)
     for file in files:
         if file.garbage:
             message = f"{len(file.garbage)} lines are no records; first: {file.garbage[0]}"
@@ -73,7 +85,7 @@ def of_case(case: CaseResult, files: list[RankFile], cores: int | None) -> list[
         if file.torn and ended_well:
             message = "the last line is cut off although the case ended well"
             found.append(doubt("garbage_records", case.name, file.path.name, message))
-    if (files or ended_well) and ranks < case.world:
+    if (files or ended_well) and ranks < case.world and not foreign:
         found.append(doubt("missing_ranks", case.name, "records", f"{ranks} of {case.world} ranks have records"))
     if case.about and not case.about["one_clock"] and case.script.startswith("comms"):
         found.append(doubt("no_common_clock", case.name, "call times", "ranks ran on hosts without a common clock"))
@@ -106,7 +118,10 @@ def _concerns(item: Doubt, figure: Figure) -> bool:
         return True
     if item.kind == "no_common_clock":
         return figure.metric.startswith("call_time")
-    if item.kind == "wrong_data":  # wrong data make every figure of that size worthless, not only the count
+    if item.kind in (
+        "wrong_data",
+        "not_awaited",
+    ):  # wrong data make every figure of that size worthless, not only the count
         return item.subject.partition(" of ")[2] == name_of(figure).partition(" of ")[2]
     # A share of a doubted rate is no better than the rate.
     return item.subject in (name_of(figure), name_of(replace(figure, metric="tgs")) if figure.metric == "mfu" else None)
@@ -152,10 +167,13 @@ def _of_figure(case: str, figure: Figure) -> list[Doubt]:
     subject = name_of(figure)
     shown = format_si(figure.value, figure.unit)
     if figure.metric == "check_errors" and figure.value:
-        found.append(doubt("wrong_data", case, subject, f"{figure.value:.0f} elements were wrong"))
+        found.append(doubt("wrong_data", case, subject, f"{figure.value:.0f} elements or more were wrong"))
     above = figure.share if figure.least_share is None else figure.least_share
     if above is not None and above > 1:
         found.append(doubt("above_ceiling", case, subject, f"{shown} is {above:.0%} of the {figure.share_of}"))
+    if figure.metric == "late_elements":
+        message = f"{figure.value:.0f} elements were wrong when the call returned and right half a second later"
+        found.append(doubt("not_awaited", case, subject, message))
     if figure.metric in _MEASURED_RATES and figure.estimate.low is None:
         found.append(doubt("no_interval", case, subject, f"{shown} has no interval: {figure.estimate.method}"))
     width = figure.estimate.half_width
@@ -177,6 +195,40 @@ def _mean_above_p99(case: CaseResult) -> list[Doubt]:
     return found
 
 
+def _order_effect(case: CaseResult) -> list[Doubt]:
+    first = {_key(figure): figure for figure in case.figures if figure.metric == "call_time_p50"}
+    found = []
+    for figure in case.figures:
+        usual = first.get(_key(figure)) if figure.metric == "call_time_p50_random_order" else None
+        if usual is None or usual.estimate is None or figure.estimate is None:
+            continue
+        one, other = usual.estimate, figure.estimate
+        if one.low is None or one.high is None or other.low is None or other.high is None:
+            continue
+        apart = other.low > one.high or other.high < one.low
+        if apart and abs(other.value / one.value - 1) > WIDE:
+            message = f"p50 {format_si(one.value, 's')} in the sweep, {format_si(other.value, 's')} in random order"
+            found.append(doubt("order_effect", case.name, name_of(usual), message))
+    return found
+
+
+def _wider_than_asked(case: CaseResult) -> list[Doubt]:
+    target = case.options.get("target")
+    if not case.script.startswith("comms/") or not isinstance(target, float):
+        return []
+    widths = [
+        (figure.estimate.half_width, figure)
+        for figure in case.figures
+        if figure.metric in ("busbw", "call_time_p50") and figure.estimate and figure.estimate.half_width
+    ]
+    wide = [(width, figure) for width, figure in widths if width is not None and width > target]
+    if not wide:
+        return []
+    worst, figure = max(wide, key=lambda item: item[0])
+    message = f"{len(wide)} of {len(widths)} intervals are wider than ±{target:.0%}; ±{worst:.0%} for {name_of(figure)}"
+    return [doubt("wider_than_asked", case.name, "intervals", message)]
+
+
 def _key(figure: Figure) -> tuple[Any, ...]:
     return tuple(sorted((key, str(value)) for key, value in figure.tags.items()))
 
@@ -184,9 +236,17 @@ def _key(figure: Figure) -> tuple[Any, ...]:
 def name_of(figure: Figure) -> str:
     """A figure's name for people: metric, and what it was taken of."""
     if "op" in figure.tags:
-        return f"{figure.metric} of {figure.tags['op']} {format_size(int(figure.tags['bytes']))}"
+        size = f" {format_size(int(figure.tags['bytes']))}" if figure.tags.get("bytes") else ""
+        over = f" over {figure.tags['backend']}" if figure.tags.get("backend") else ""
+        usual = ("op", "bytes", "world", "backend", "means", "versus")
+        rest = [_worded(key, value) for key, value in figure.tags.items() if key not in usual and value != "float32"]
+        return ", ".join([f"{figure.metric} of {figure.tags['op']}{size}{over}", *rest])
     if "model" in figure.tags:
         return f"{figure.metric} of {figure.tags['model']}"
     # What tells apart the figures of one case: element type, way, direction, load.
     words = [str(figure.tags[key]) for key in _DISTINCT if key in figure.tags]
     return " ".join([figure.metric, *words])
+
+
+def _worded(key: str, value: object) -> str:
+    return str(value) if key in ("dtype", "redop") else f"{key} {value}"

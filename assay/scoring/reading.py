@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from assay.errors import BadInput
 from assay.record import RankFile, read_rank_file
 from assay.rundir import CaseDir, RunDir, read_document
-from assay.scoring import ceilings, comms, doubts, energy, sensors, specifications, training
+from assay.scoring import ceilings, comms, doubts, energy, imported, sensors, specifications, training
 from assay.scoring.result import CaseResult, Curve, Doubt, Figure, RunResult
 from assay.scoring.roofline import rooflines
 from assay.scoring.sensors import SensorFile, read_sensors
@@ -23,6 +23,7 @@ READERS: dict[str, Reader] = {
     "comms/bench": comms.derive,
     specifications.SCRIPT: specifications.derive,
     "workloads/pretrain": training.derive,
+    **dict.fromkeys(imported.SCRIPTS.values(), imported.derive),
 }
 # What needs the sensors beside the ranks too.
 METERED: dict[str, Callable[[list[RankFile], list[SensorFile]], list[Figure]]] = {

@@ -1,7 +1,7 @@
 """Raw samples of one metric across ranks, gathered from blocks."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,13 @@ def world_of(files: Iterable[RankFile]) -> int:
 def device_of(files: Iterable[RankFile]) -> str | None:
     """torch's type of the device that the ranks worked on; None without a header."""
     return next((file.header.device for file in files if file.header), None)
+
+
+def rate(time: Estimate, of: Callable[[float], float]) -> Estimate:
+    """The rate that `of` makes of a time in s. Each rate comes from one time; the interval's ends swap places."""
+    low = of(time.high) if time.high else None
+    high = of(time.low) if time.low else None
+    return Estimate(of(time.value), low, high, time.samples, time.method)
 
 
 def tail_figure(metric: str, samples: Array, q: int, how: str, tags: Mapping[str, Any]) -> Figure:

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from assay.options import CommsOptions
+from assay.options.comms import ITEM_BYTES
 from assay.scoring.baseline import Baseline, BaselineFigure, Profile, ProfileRow, ProfileSection
 from assay.scoring.result import CaseResult, Row, RunResult, Scorecard, Section
 from assay.units import format_size
@@ -60,7 +61,8 @@ def _row(
     unit = base.unit if base else ""
     label = label_of(row.match)
     for case in result.cases:
-        for figure in case.figures:
+        # The plainest figure counts: a variant (another reduction, placement, grouping) has more tags.
+        for figure in sorted(case.figures, key=lambda figure: len(figure.tags)):
             if figure.metric != section.metric or not _agrees(row.match, figure.tags):
                 continue
             if case.status is None or case.status.state != "passed":
@@ -97,7 +99,10 @@ def _sizes_of(case: CaseResult, op: str) -> list[int]:
         options = CommsOptions.model_validate(case.options)
     except ValidationError:
         return []
-    return list(options.sizes(op, case.world)) if op in options.ops else []
+    if op not in options.ops:
+        return []
+    group = len(options.groups(case.world)[0])
+    return [size for dtype in options.dtype for size in options.sizes(op, group, ITEM_BYTES[dtype])]
 
 
 def label_of(match: Mapping[str, Any]) -> str:

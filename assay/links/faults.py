@@ -1,0 +1,226 @@
+"""Which ranks and links the matrix makes suspect, and whether measuring them alone confirms it.
+
+The model is log speed(i→j) = usual + sends(i) + receives(j) + link(i→j), in which nearly every term but the first is 0.
+The fewest terms are sought that explain the slow pairs: a rank, if nearly all its pairs are slow; else the pair itself.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from assay.estimates import Estimate, median_interval
+from assay.links.matrix import BOTH_WAYS, Array, Matrix, high_median, relative_speed
+from assay.links.rounds import Pair
+
+MOST = 0.75  # share of an end's pairs that must be slow for the end to be the reason
+PARTNERS = 3  # pairs of a suspect that are measured again, and pairs that they are held against
+MOST_SUSPECTS = 24  # measured again, the slowest first: each takes a while, and all others wait
+CONFIRM_PASSES = 6  # the fewest that give a 95 % interval for a suspect with one pair
+
+SENDS, RECEIVES, EXCHANGES = "sends", "receives", "exchanges"
+
+Mask = NDArray[np.bool_]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A rank or a link that looks slow. ranks: (rank,), or (from, to) of a link. hosts: of these.
+
+    does: sends, receives or exchanges, which is what is slow. ratio: its speed over the usual, in the matrix. edges:
+    pairs to be measured again, alone; controls: healthy pairs that they are held against, empty if there are none.
+    """
+
+    ranks: tuple[int, ...]
+    hosts: tuple[str, ...]
+    does: str
+    bytes: int
+    ways: str
+    ratio: float
+    edges: tuple[Pair, ...]
+    controls: tuple[Pair, ...]
+
+    @property
+    def is_link(self) -> bool:
+        """Whether it is a link and not a rank."""
+        return len(self.ranks) == 2
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """What a matrix makes suspect, the slowest first. uneven: slow pairs that are too many to be single links, else 0."""
+
+    suspects: tuple[Suspect, ...] = ()
+    uneven: int = 0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A suspect after it was measured alone. ratio: its speed over that of healthy pairs, None if it could not be.
+
+    confirmed: the whole interval lies below the limit.
+    """
+
+    suspect: Suspect
+    ratio: Estimate | None
+    confirmed: bool
+
+
+def limit_of(measured: Matrix, threshold: float, latency_factor: float) -> float:
+    """The relative speed below which a pair of this matrix is slow."""
+    return 1 / latency_factor if measured.is_latency else threshold
+
+
+@dataclass(frozen=True)
+class _End:
+    """An end (by index) that explains slow pairs: what it does slowly, whether across hosts or within, how slowly."""
+
+    index: int
+    does: str
+    across: bool
+    ratio: float
+
+
+def suspicion(measured: Matrix, limit: float) -> Suspicion:
+    """Suspects of one matrix: pairs slower than `limit` of the usual, explained by as few ranks and links as possible.
+
+    A rank is taken if `MOST` of its pairs that no other rank explains are slow, two at least. What then is still slower
+    than `limit` of what the ranks taken explain is a link, unless there are more of these than ends: then the network
+    is uneven by itself (several switches, several kinds of links), and none is blamed.
+    """
+    relative = relative_speed(measured)
+    across = _across(measured)
+    explained = np.ones(relative.shape)
+    ends: list[_End] = []
+    while end := _slowest_end(relative, explained, limit, measured.ways, across):
+        ends.append(end)
+        touched = np.zeros(relative.shape, dtype=bool)
+        if end.does in (SENDS, EXCHANGES):
+            touched[end.index] = True
+        if end.does in (RECEIVES, EXCHANGES):
+            touched[:, end.index] = True
+        touched &= across == end.across
+        explained = np.where(touched, np.minimum(explained, end.ratio), explained)
+    left = relative < limit * explained
+    if measured.ways == BOTH_WAYS:
+        left &= np.triu(np.ones(left.shape, dtype=bool))
+    links = [(int(i), int(j)) for i, j in np.argwhere(left)]
+    uneven = len(links) if len(links) > len(measured.ranks) else 0
+    healthy = np.isfinite(relative) & (relative >= limit)
+    suspected = [_rank(measured, end, {one.index for one in ends}, healthy, across) for end in ends]
+    suspected += [] if uneven else [_link(measured, pair, relative, healthy, across) for pair in links]
+    return Suspicion(tuple(sorted(suspected, key=lambda suspect: suspect.ratio)), uneven)
+
+
+def _across(measured: Matrix) -> Mask:
+    names = np.array(measured.hosts)
+    return np.asarray(names[:, None] != names[None, :])
+
+
+def _slowest_end(relative: Array, explained: Array, limit: float, ways: str, across: Mask) -> _End | None:
+    """The end that explains the most slow pairs; None if none does."""
+    best: tuple[tuple[float, int, float], _End] | None = None
+    for far in (True, False):
+        free = np.isfinite(relative) & (explained == 1) & (across == far)
+        slow = free & (relative < limit)
+        for does in (EXCHANGES,) if ways == BOTH_WAYS else (SENDS, RECEIVES):
+            # A rank's row is what it sends, its column what it receives.
+            counted, seen = (mask.sum(axis=0 if does == RECEIVES else 1) for mask in (free, slow))
+            for end in map(int, np.flatnonzero((counted >= 2) & (seen >= MOST * counted))):
+                side = relative[:, end][free[:, end]] if does == RECEIVES else relative[end][free[end]]
+                ratio = high_median(side)
+                key = (float(seen[end] / counted[end]), int(seen[end]), -ratio)
+                if best is None or key > best[0]:
+                    best = key, _End(end, does, far, ratio)
+    return best[1] if best else None
+
+
+def _rank(measured: Matrix, end: _End, ends: set[int], healthy: Mask, across: Mask) -> Suspect:
+    # Like is held against like: pairs between hosts against pairs between hosts.
+    like = across == end.across
+    others = [other for other in range(len(measured.ranks)) if other not in ends]
+    partners = _some([other for other in others if like[end.index, other]])
+    pairs = [(other, end.index) if end.does == RECEIVES else (end.index, other) for other in partners]
+    between = [(a, b) for a in partners for b in others if a != b and healthy[a, b] and like[a, b]]
+    return _suspect(measured, (end.index,), end.does, end.ratio, pairs, between)
+
+
+def _link(measured: Matrix, pair: Pair, relative: Array, healthy: Mask, across: Mask) -> Suspect:
+    sender, receiver = pair
+    usable = healthy & (across == across[pair])
+    others = [end for end in range(len(measured.ranks)) if end not in pair]
+    # Both ends with others: if these are fast, it is not the ends that are slow.
+    outgoing = [(sender, other) for other in others if usable[sender, other]]
+    incoming = [(other, receiver) for other in others if usable[other, receiver]]
+    controls = [one for both in zip(outgoing, incoming, strict=False) for one in both]
+    does = EXCHANGES if measured.ways == BOTH_WAYS else SENDS
+    return _suspect(measured, pair, does, float(relative[pair]), [pair], controls)
+
+
+def _suspect(
+    measured: Matrix, ends: Sequence[int], does: str, ratio: float, edges: Iterable[Pair], controls: Sequence[Pair]
+) -> Suspect:
+    def named(pairs: Iterable[Pair]) -> tuple[Pair, ...]:
+        return tuple((measured.ranks[a], measured.ranks[b]) for a, b in once(pairs, measured.ways))
+
+    return Suspect(
+        ranks=tuple(measured.ranks[end] for end in ends),
+        hosts=tuple(measured.hosts[end] for end in ends),
+        does=does,
+        bytes=measured.bytes,
+        ways=measured.ways,
+        ratio=ratio,
+        edges=named(edges),
+        controls=named(_some(once(controls, measured.ways))),
+    )
+
+
+def once(pairs: Iterable[Pair], ways: str) -> list[Pair]:
+    """Pairs without repeats; both ways at once, (a, b) and (b, a) are the same."""
+    return list(dict.fromkeys((min(pair), max(pair)) if ways == BOTH_WAYS else pair for pair in pairs))
+
+
+def _some(items: Sequence[T]) -> list[T]:
+    """At most PARTNERS of them, spread over all."""
+    chosen = np.linspace(0, len(items) - 1, min(PARTNERS, len(items))).round().astype(int) if items else []
+    return [items[index] for index in chosen]
+
+
+def worst(suspicions: Iterable[Suspicion]) -> tuple[Suspect, ...]:
+    """Suspects of all matrices that are measured again: each rank or link once for what it does, the slowest first.
+
+    What is slow one way is slow both ways at once too: the latter is asked only of those not suspected already.
+    """
+    everyone = [suspect for one in suspicions for suspect in one.suspects]
+    alone = {suspect.ranks for suspect in everyone if suspect.ways != BOTH_WAYS}
+    alone |= {ranks[::-1] for ranks in alone}
+    within = {ranks for suspect in everyone if not suspect.is_link for ranks in suspect.ranks}
+    chosen: dict[object, Suspect] = {}
+    for suspect in sorted(everyone, key=lambda suspect: (suspect.is_link, suspect.ratio)):
+        if suspect.ways == BOTH_WAYS and suspect.ranks in alone:
+            continue
+        if suspect.is_link and suspect.ways == BOTH_WAYS and within & set(suspect.ranks):
+            continue
+        chosen.setdefault((suspect.ranks, suspect.does, suspect.bytes), suspect)
+    return tuple(chosen.values())[:MOST_SUSPECTS]
+
+
+def judge(suspect: Suspect, times: Mapping[tuple[int, Pair], float], limit: float) -> Finding:
+    """Whether a suspect is slow when measured alone. times: (pass, (from, to)) → median s of a transfer.
+
+    In each pass the speed of each of its pairs is divided by the median speed of the healthy ones in the same pass, so
+    that a machine that is slow for a while slows both. Confirmed, if the 95 % interval of the median of these ratios
+    lies below `limit`.
+    """
+    ratios = []
+    for number in sorted({number for number, _ in times}):
+        healthy = high_median([1 / times[number, pair] for pair in suspect.controls if (number, pair) in times])
+        ratios += [1 / times[number, pair] / healthy for pair in suspect.edges if (number, pair) in times]
+    known = [ratio for ratio in ratios if np.isfinite(ratio)]
+    if not known:
+        return Finding(suspect, None, False)
+    ratio = median_interval(known)
+    return Finding(suspect, ratio, ratio.high is not None and ratio.high < limit)

@@ -1,0 +1,482 @@
+"""Outputs of other tools become runs of ours: same formulas, nothing false, and one sentence for what cannot be read."""
+
+import contextlib
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from assay.bandwidth import COLLECTIVES, algbw, busbw, deepspeed_throughput
+from assay.errors import BadInput
+from assay.importers import deepspeed, nccl_tests, osu
+from assay.importers.folder import PARSERS, import_file
+from assay.importers.output import Given, Output, Row
+from assay.record import read_rank_file
+from assay.report.markdown import render_markdown
+from assay.results import evaluate
+from assay.rundir import RunDir
+from assay.scoring import imported, reading
+from assay.scoring.result import Figure
+
+GOLDEN = Path(__file__).parent / "golden"
+GIVEN = {"nccl-tests-unnamed.txt": Given(op="all_reduce")}
+EVERY = sorted(path.name for path in GOLDEN.iterdir())
+
+
+@pytest.fixture(autouse=True)
+def _readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for script in imported.SCRIPTS.values():
+        monkeypatch.setitem(reading.READERS, script, imported.derive)
+
+
+def tool_of(name: str) -> str:
+    return next(tool for tool in PARSERS if name.startswith(tool))
+
+
+def text_of(name: str) -> str:
+    return (GOLDEN / name).read_text()
+
+
+def parsed(name: str, **more: Any) -> Output:
+    tool = tool_of(name)
+    return PARSERS[tool](
+        text_of(name), name, Given(**more) if more else GIVEN.get(name, Given(8 if tool == "osu" else None))
+    )
+
+
+def means(output: Output) -> list[Row]:
+    return [row for row in output.rows if row.statistic == "mean"]
+
+
+def derived(tmp_path: Path, name: str, **more: Any) -> list[Figure]:
+    run = import_file(tool_of(name), GOLDEN / name, tmp_path / "run", **more)
+    (records,) = run.glob("cases/*/attempt-1/rank-*.jsonl")
+    file = read_rank_file(records)
+    assert file.header is not None
+    assert not file.garbage
+    figures, curves = imported.derive([file], {}, [])
+    assert curves == []
+    return figures
+
+
+def one(figures: list[Figure], metric: str, **tags: Any) -> Figure:
+    (found,) = [
+        figure
+        for figure in figures
+        if figure.metric == metric and all(figure.tags.get(key) == value for key, value in tags.items())
+    ]
+    return found
+
+
+# nccl-tests
+
+
+def test_a_row_of_nccl_tests_is_both_placements_with_its_own_times() -> None:
+    output = parsed("nccl-tests-all_reduce.txt")
+    last = output.rows[-2:]
+    assert [row.settings for row in last] == [{"placement": "out"}, {"placement": "in"}]
+    assert [row.seconds[0] for row in last] == pytest.approx([4318.6e-6, 4305.2e-6])
+    assert {(row.op, row.world, row.dtype, row.calls) for row in output.rows} == {("all_reduce", 16, "float32", 20)}
+    assert (output.backend, output.device, output.hosts) == ("nccl", "cuda", 2)
+    assert output.device_name == "NVIDIA H100 80GB HBM3"
+    assert output.versions == {"nccl-tests": "2.17.6", "nccl": "2.28.7"}
+
+
+def test_figures_are_what_our_formulas_make_of_the_printed_time(tmp_path: Path) -> None:
+    figures = derived(tmp_path, "nccl-tests-all_reduce.txt")
+    tags = {"bytes": 1 << 30, "placement": "out"}
+    bus = one(figures, "busbw", **tags)
+    assert bus.value == pytest.approx((1 << 30) / 4318.6e-6 * 30 / 16)
+    assert one(figures, "algbw", **tags).value == pytest.approx((1 << 30) / 4318.6e-6)
+    assert one(figures, "throughput_deepspeed", **tags).value == pytest.approx(16 * (1 << 30) / 4318.6e-6)
+    assert one(figures, "batch_call_time", **tags).value == pytest.approx(4318.6e-6)
+    assert one(figures, "check_errors", **tags).value == 0
+    assert bus.estimate is not None
+    assert (bus.estimate.low, bus.estimate.high) == (None, None)
+    assert "mean of 20 calls back to back" in bus.estimate.method
+    assert "as nccl-tests printed it" in bus.estimate.method
+
+
+def test_two_tables_behind_a_launchers_marks_and_rows_of_nothing() -> None:
+    output = parsed("nccl-tests-two-tables.txt")
+    assert [row.op for row in output.rows] == ["all_gather"] * 6 + ["all_to_all"] * 4
+    assert [row.counts for row in output.rows[:4]] == [False, False, True, True]
+    # 50 calls, two in each group, in a graph launched three times
+    assert {row.calls for row in output.rows} == {300}
+    assert output.rows[0].settings == {"placement": "out", "coalesced": 2, "graph": 3}
+    assert [row.wrong for row in output.rows[-2:]] == [0, None]  # N/A in place
+    assert output.hosts == 1
+
+
+def test_older_nccl_tests_do_not_name_the_collective(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"unnamed.txt:10: .*give it with --op"):
+        parsed("nccl-tests-unnamed.txt", world=2)
+    output = parsed("nccl-tests-unnamed.txt")
+    assert {row.op for row in output.rows} == {"all_reduce"}
+    assert {row.wrong for row in output.rows} == {None}  # its column `error` is a deviation, no count
+    with pytest.raises(BadInput, match=r":14: the file says all_reduce, --op says broadcast"):
+        nccl_tests.parse(
+            "# Collective test starting: all_reduce_perf\n" * 4 + text_of("nccl-tests-unnamed.txt"),
+            "x",
+            Given(op="broadcast"),
+        )
+
+
+def test_statistics_of_single_calls_stand_beside_the_mean(tmp_path: Path) -> None:
+    figures = derived(tmp_path, "nccl-tests-per-iteration.txt")
+    tags = {"bytes": 1 << 20, "placement": "in", "redop": "max"}
+    assert one(figures, "call_time_min", **tags).value == pytest.approx(38.18e-6)
+    assert one(figures, "call_time_max", **tags).value == pytest.approx(49.67e-6)
+    p99 = one(figures, "call_time_p99", **tags)
+    assert (p99.value, p99.reason) == (None, "20 samples, p99 needs 100")
+    # Each call was waited for, so the mean is none of calls back to back.
+    assert one(figures, "call_time_mean", **tags).value == pytest.approx(41.05e-6)
+    assert one(figures, "busbw", **tags).tags["blocking"] == "barrier timed"
+    assert not [figure for figure in figures if figure.metric == "batch_call_time"]
+
+
+def test_json_gives_every_call_and_the_true_number_of_ranks(tmp_path: Path) -> None:
+    output = parsed("nccl-tests-broadcast.json")
+    # One of the four ranks of each process is listed.
+    assert {row.world for row in output.rows} == {8}
+    assert output.hosts == 2
+    figures = derived(tmp_path, "nccl-tests-broadcast.json")
+    tags = {"bytes": 1 << 20, "placement": "out", "root": "2"}
+    p50 = one(figures, "call_time_p50", **tags).estimate
+    assert p50 is not None
+    assert p50.samples == 110  # without the ten that -K skips
+    assert p50.low is not None
+    assert p50.high is not None
+    assert p50.low <= p50.value <= p50.high
+    mean = one(figures, "batch_call_time", **tags).estimate
+    assert mean is not None
+    assert "longest of the ranks" in mean.method  # -a 3
+    assert one(figures, "check_errors", bytes=1 << 26, placement="out").value == 3
+    assert not [figure for figure in figures if figure.metric == "check_errors" and figure.tags["placement"] == "in" and figure.tags["bytes"] == 1 << 26]  # fmt: skip
+
+
+def test_the_environment_of_json_is_kept_without_secrets(tmp_path: Path) -> None:
+    run = import_file("nccl-tests", GOLDEN / "nccl-tests-broadcast.json", tmp_path / "run")
+    document = json.loads((run / "run.json").read_text())
+    assert document["environment"] == {"NCCL_DEBUG": "WARN", "NCCL_IB_HCA": "mlx5"}
+    assert document["imported"]["measured"] == "2026-11-20 14:10:02"
+    assert document["software"] == {"nccl": "2.29.3"}
+    assert document["host"] == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: text.replace("466.18", "566.18"), r":\d+: busbw is printed as .* do not go together"),
+        (lambda text: text.replace("4318.60", "4618.60"), r":\d+: algbw is printed as"),
+        (lambda text: text.replace("all_reduce_perf", "broadcast_perf"), "busbw is printed as"),
+        (lambda text: re.sub(r"#  Rank .*\n", "", text), "does not tell the number of ranks; give it with --world"),
+        (lambda text: text.replace("all_reduce_perf", "hypercube_perf"), "hypercube is none of the collectives"),
+        (lambda text: text.replace("all_reduce_perf", "sleep"), "'sleep' is no program of nccl-tests"),
+        (lambda text: text[: text.rindex("  4305.2")] + "\n", "expected 13 columns, got 9: the row is not whole"),
+        (lambda text: text.replace("   time ", "cputime "), "cputime is what the host took"),
+        (lambda text: text.replace("4318.60", "     NA"), "column time should be a number from 0 up, got 'NA'"),
+    ],
+)
+def test_what_does_not_agree_is_refused_with_its_line(change: Callable[[str], str], said: str) -> None:
+    text = text_of("nccl-tests-all_reduce.txt")
+    changed = change(text)
+    assert changed != text
+    with pytest.raises(BadInput, match=said) as caught:
+        nccl_tests.parse(changed, "all_reduce.txt", Given())
+    assert "all_reduce.txt:" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: text[:-200], r"x.json:1: is no valid JSON"),
+        (lambda text: text.replace('"results"', '"outcome"'), "key 'results' is missing"),
+        (lambda text: text.replace('"bus_bw":17', '"bus_bw":27'), r"results\[0\]: busbw is printed as"),
+        (lambda text: text.replace('"time":', '"cpu_time":'), r"results\[0\]: cpu_time is what the host took"),
+        (lambda text: text.replace('"iterations":120', '"iterations":"many"'), r"config\.iterations: "),
+        (lambda text: "{" * 100_000, "no valid JSON|no JSON that can be read"),
+    ],
+)
+def test_json_that_is_not_what_it_should_be_is_refused(change: Callable[[str], str], said: str) -> None:
+    with pytest.raises(BadInput, match=said) as caught:
+        nccl_tests.parse(change(text_of("nccl-tests-broadcast.json")), "x.json", Given())
+    assert "\n" not in str(caught.value)
+
+
+def cell(value: float, width: int) -> str:
+    fixed = (f"{value:{width}.{places}f}" for places in (2, 1, 0))
+    return next((text for text in fixed if len(text) <= width), f"{value:{width}.1e}")
+
+
+PROGRAMS = {"all_reduce": "all_reduce", "all_gather": "all_gather", "reduce_scatter": "reduce_scatter", "all_to_all": "alltoall", "broadcast": "broadcast"}  # fmt: skip
+
+
+@given(
+    op=st.sampled_from(sorted(PROGRAMS)),
+    world=st.integers(2, 64),
+    part=st.integers(1, 1 << 26),
+    micros=st.floats(1.0, 1e8),
+)
+@settings(deadline=None, max_examples=40)
+def test_any_table_in_the_documented_format_is_read_and_agrees(op: str, world: int, part: int, micros: float) -> None:
+    size = part * world * 4
+    rates = algbw(size, micros * 1e-6) / 1e9, busbw(op, size, micros * 1e-6, world) / 1e9
+    block = f"  {cell(micros, 7)}  {cell(rates[0], 6)}  {cell(rates[1], 6)}  {0:6d}"
+    ranks = [
+        f"#  Rank {i:2d} Group  0 Pid {70 + i:6d} on {'n1':>10} device {i:2d} [0000:1b:00] X" for i in range(world)
+    ]
+    text = "\n".join(
+        [
+            f"# Collective test starting: {PROGRAMS[op]}_perf",
+            "# nThread 1 nGpus 1 minBytes 8 maxBytes 8 step: 2(factor) warmup iters: 1 iters: 7 agg iters: 1 validation: 1",
+            *ranks,
+            "#   size  count  type  redop  root  time  algbw  busbw #wrong  time  algbw  busbw #wrong",
+            f"{size:12d}  {part:12d}  {'float':>8}  {'sum':>6}  {-1:6d}{block}{block}",
+        ]
+    )
+    rows = nccl_tests.parse(text, "t", Given()).rows
+    assert [(row.op, row.bytes, row.world, row.calls) for row in rows] == [(op, size, world, 7)] * 2
+    assert rows[0].seconds[0] == pytest.approx(micros * 1e-6, rel=0.06)
+    with pytest.raises(BadInput, match="the file tells of"):
+        nccl_tests.parse(text, "t", Given(world=world + 1))
+
+
+# OSU
+
+
+@pytest.mark.parametrize(
+    ("name", "op", "size", "seconds"),
+    [
+        ("osu-allreduce-full.txt", "all_reduce", 1 << 20, 702.55e-6),
+        ("osu-allgather-short-head.txt", "all_gather", 8 << 20, 702.55e-6),  # one rank's part is printed
+        ("osu-alltoall.txt", "all_to_all", 8 << 20, 2210.87e-6),
+        ("osu-bcast-tail.txt", "broadcast", 1 << 20, 208.41e-6),
+        ("osu-bw.txt", "pt2pt", 1 << 20, (1 << 20) / 24117.25e6),
+        ("osu-bibw.txt", "pt2pt_bidirectional", 1 << 20, 2 * (1 << 20) / 41943.04e6),  # both directions are printed
+        ("osu-latency.txt", "pt2pt", 1 << 16, 9.87e-6),
+    ],
+)
+def test_sizes_and_times_of_osu_are_ours(name: str, op: str, size: int, seconds: float) -> None:
+    last = means(parsed(name))[-1]
+    assert (last.op, last.bytes, last.world) == (op, size, 8)
+    assert last.seconds[0] == pytest.approx(seconds)
+
+
+def test_the_busbw_of_osus_bandwidths_is_what_osu_prints(tmp_path: Path) -> None:
+    one_way = derived(tmp_path / "a", "osu-bw.txt")
+    both = derived(tmp_path / "b", "osu-bibw.txt")
+    assert one(one_way, "busbw", bytes=1 << 20).value == pytest.approx(24117.25e6)
+    assert one(both, "busbw", bytes=1 << 20).value == pytest.approx(41943.04e6)
+
+
+def test_osus_means_of_single_calls_are_called_so(tmp_path: Path) -> None:
+    figures = derived(tmp_path, "osu-allreduce-full.txt", world=8)
+    tags = {"bytes": 1 << 20, "dtype": "float32", "backend": "mpi"}
+    assert one(figures, "call_time_mean", **tags).value == pytest.approx(702.55e-6)
+    assert one(figures, "fastest_rank_time", **tags).value == pytest.approx(655.31e-6)
+    assert one(figures, "slowest_rank_time", **tags).value == pytest.approx(748.90e-6)
+    bus = one(figures, "busbw", **tags)
+    assert bus.value == pytest.approx((1 << 20) / 702.55e-6 * 14 / 8)
+    assert bus.estimate is not None
+    assert "mean of 100 calls, each after a barrier" in bus.estimate.method
+    assert not [figure for figure in figures if figure.metric == "batch_call_time"]
+
+
+def test_osus_percentiles_count_where_there_were_calls_enough(tmp_path: Path) -> None:
+    figures = derived(tmp_path, "osu-bcast-tail.txt", world=8)
+    assert one(figures, "call_time_p50", bytes=8).value == pytest.approx(1.88e-6)
+    assert one(figures, "call_time_p99", bytes=8).value == pytest.approx(4.02e-6)
+    assert one(figures, "call_time_p99", bytes=1 << 20).reason == "50 samples, p99 needs 100"
+    assert [one(figures, "check_errors", bytes=size).value for size in (8, 1 << 20)] == [0, 1]
+
+
+def test_a_ping_pong_has_a_time_and_no_bandwidth(tmp_path: Path) -> None:
+    figures = derived(tmp_path, "osu-latency.txt")
+    assert {figure.metric for figure in figures} == {"call_time_mean"}
+    assert {figure.tags["world"] for figure in figures} == {2}
+
+
+def test_device_buffers_are_told_by_osus_title() -> None:
+    assert parsed("osu-allgather-short-head.txt").device == "cuda"
+    assert parsed("osu-allreduce-full.txt").device is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (text_of("osu-alltoall.txt"), "x:2: the file does not tell the number of ranks; give it with --world"),
+        ("# OSU MPI Barrier Latency Test v7.5\n", "x:1: OSU's 'Barrier Latency Test' cannot be imported; these can: "),
+        ("# OSU MPI Latency Test v7.5\n# Size   Overall(us)\n8 1.0\n", r"x:2: unknown column 'Overall\(us\)'"),
+        ("# OSU MPI Latency Test v7.5\n# Size  Latency (us)\n8 1.0 2.0\n", r"x:3: expected 2 columns .*, got 3"),
+        ("# OSU MPI Latency Test v7.5\n# Size  Latency (us)\n8 soon\n", "x:3: column Latency.*got 'soon'"),
+    ],
+)
+def test_osu_outputs_that_cannot_be_used(text: str, said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        osu.parse(text, "x", Given())
+
+
+# DeepSpeed
+
+
+def test_deepspeeds_sizes_are_exact_and_ours() -> None:
+    rows = parsed("deepspeed-scan.txt").rows
+    assert [row.op for row in rows] == ["all_reduce"] * 3 + ["all_gather"] * 3 + ["all_to_all"] * 3 + ["broadcast"] * 3 + ["pt2pt"] * 2  # fmt: skip
+    sizes = {row.op: row.bytes for row in rows if row.bytes % 1000}
+    assert rows[1].bytes == 20_000_044  # printed as 19.07 MB
+    assert rows[4].bytes == 8 * 20_000_044  # one rank's part is printed
+    assert sizes["broadcast"] == 1 << 27
+    assert [row.seconds[0] for row in rows[:3]] == pytest.approx([38.413e-6, 441.021e-6, 3.921e-3])
+    assert {row.world for row in rows[:-2]} == {8}
+    assert {row.world for row in rows[-2:]} == {2}
+    assert {row.world for row in parsed("deepspeed-scan.txt", world=8).rows} == {8}
+
+
+def test_deepspeed_raw_in_bytes_a_second(tmp_path: Path) -> None:
+    figures = derived(tmp_path, "deepspeed-raw.txt", dtype="float16", backend="nccl")
+    assert one(figures, "batch_call_time", bytes=2 << 20, dtype="float16", backend="nccl").value == pytest.approx(
+        172.352e-6
+    )
+    assert one(figures, "busbw", bytes=2 << 20).value == pytest.approx((2 << 20) / 172.352e-6 * 1.5)
+
+
+def test_the_rows_of_the_a100_table_score_as_they_were_printed(tmp_path: Path) -> None:
+    # The baseline's first row, as DeepSpeed's suite would have printed it.
+    size, throughput = 17039699936, 2146.0
+    seconds = deepspeed_throughput("all_reduce", size, 1.0, 8) / (throughput * 1e9)
+    bus = busbw("all_reduce", size, seconds, 8) * 8e-9
+    text = (
+        "---- Performance of all_reduce on 8 devices ----\n"
+        "Size (Bytes)   Description   Duration   Throughput (Gbps)   BusBW (Gbps)\n"
+        f"15.87 GB   {size // 4}x4   {seconds * 1e3:.3f} ms   {throughput:.3f}   {bus:.3f}\n"
+    )
+    (tmp_path / "a.txt").write_text(text)
+    run = import_file("deepspeed", tmp_path / "a.txt", tmp_path / "run", dtype="float32")
+    card = evaluate(run, profile="llm-evaluation-0.2.1").scorecard
+    assert card is not None
+    row = card.sections[0].rows[0]
+    assert row.measured == pytest.approx(throughput * 1e9, rel=1e-4)
+    assert row.measured is not None
+    assert row.baseline is not None
+    assert row.score == pytest.approx(row.measured / row.baseline)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: text.replace("on 8 devices", "on 4 devices"), r":\d+: busbw is printed as"),
+        (lambda text: text.replace("(Gbps)", "(GBps)"), r":\d+: throughput is printed as"),
+        (lambda text: text.replace("19.07 MB", "19.17 MB"), "are not the size before it"),
+        (lambda text: text.replace("441.021 us", "441.021"), "expected size, elements x bytes, duration"),
+        (lambda text: text.replace("Performance of all_gather", "Performance of all_mixed"), "all_mixed is none of"),
+        (lambda text: text.replace("on 8 devices", "on 0 devices"), "expected 1 rank or more, got 0"),
+    ],
+)
+def test_deepspeed_outputs_that_do_not_agree(change: Callable[[str], str], said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        deepspeed.parse(change(text_of("deepspeed-scan.txt")), "x", Given())
+
+
+def test_an_element_type_must_be_as_wide_as_deepspeed_says() -> None:
+    with pytest.raises(BadInput, match="elements of 2 bytes are no float32"):
+        parsed("deepspeed-raw.txt", dtype="float32")
+
+
+# Run folders
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_file_becomes_a_run_that_reports_and_scores(name: str, tmp_path: Path) -> None:
+    given = GIVEN.get(name, Given(8 if name.startswith("osu") else None))
+    run = import_file(tool_of(name), GOLDEN / name, tmp_path / "run", world=given.world, op=given.op)
+    (kept,) = run.glob("cases/*/attempt-1/imported.*")
+    assert kept.read_bytes() == (GOLDEN / name).read_bytes()
+    result = evaluate(run)
+    (case,) = result.cases
+    assert case.script == f"import/{tool_of(name)}"
+    assert case.status is not None
+    assert case.status.state == "passed"
+    assert case.figures
+    assert all(figure.estimate or figure.reason for figure in case.figures)
+    kinds = {doubt.kind for doubt in result.doubts}
+    assert not kinds & {"garbage_records", "unreadable_records", "mixed_provenance", "busy_machine", "oversubscribed"}
+    assert f"tool {tool_of(name)}" in render_markdown(result)
+    again = RunDir.open(run)
+    again.lock()  # the importer has given it up
+    again.unlock()
+
+
+def test_repeated_sweeps_give_a_median_and_an_interval(tmp_path: Path) -> None:
+    text = text_of("osu-allreduce-full.txt")
+    (tmp_path / "osu-many.txt").write_text(
+        "".join(text.replace("702.55", f"{700 + i}.55") for i in (3, 0, 5, 1, 6, 2, 4))
+    )
+    run = import_file("osu", tmp_path / "osu-many.txt", tmp_path / "run", world=4)
+    time = one(evaluate(run).cases[0].figures, "call_time_mean", bytes=1 << 20).estimate
+    assert time is not None
+    assert (time.value, time.low, time.high) == pytest.approx((703.55e-6, 700.55e-6, 706.55e-6))
+    bus = one(evaluate(run).cases[0].figures, "busbw", bytes=1 << 20).estimate
+    assert bus is not None
+    assert bus.low is not None
+    assert bus.high is not None
+    assert bus.low < bus.value < bus.high
+
+
+@pytest.mark.parametrize(
+    ("tool", "name", "more", "said"),
+    [
+        (
+            "gloo",
+            "osu-bw.txt",
+            {},
+            "gloo: is no tool whose outputs can be imported; give one of nccl-tests, osu, deepspeed",
+        ),
+        ("osu", "missing.txt", {}, "missing.txt: no such file or directory"),
+        ("osu", "deepspeed-raw.txt", {"world": 2}, "holds no result; expected the tables that an OSU micro-benchmark"),
+        ("nccl-tests", "osu-bw.txt", {}, "holds no result; expected the table that nccl-tests prints"),
+        ("osu", "osu-bw.txt", {"world": 0}, "--world 0: expected a number of ranks above 0"),
+        ("osu", "osu-bw.txt", {"op": "pt2pt"}, "--op pt2pt: only outputs of older nccl-tests need it"),
+        ("osu", "osu-bw.txt", {"dtype": "float32"}, "the elements are char, --dtype says float32"),
+        ("osu", "osu-bw.txt", {"backend": "nccl"}, "was measured through mpi, --backend says nccl"),
+    ],
+)
+def test_bad_input_writes_nothing(tool: str, name: str, more: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=said):
+        import_file(tool, GOLDEN / name, tmp_path / "run", **more)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with pytest.raises(BadInput, match="exists already"):
+        import_file("osu", GOLDEN / "osu-bw.txt", tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+@given(
+    name=st.sampled_from(EVERY),
+    where=st.floats(0, 1),
+    length=st.integers(0, 12),
+    put=st.text('0123456789.-+eE#xNa:,{}[]" \n\t²', max_size=6),
+)
+@settings(deadline=None, max_examples=150)
+def test_damaged_files_are_read_or_refused_and_nothing_else(name: str, where: float, length: int, put: str) -> None:
+    text = text_of(name)
+    at = int(where * len(text))
+    damaged = text[:at] + put + text[at + length :]
+    given = Given(8, "all_reduce") if "unnamed" in name else Given(world=8)
+    if tool_of(name) != "osu":
+        given = Given(op=given.op)
+    rows: list[Row] = []
+    with contextlib.suppress(BadInput):
+        rows = PARSERS[tool_of(name)](damaged, name, given).rows
+    assert all(row.op in COLLECTIVES and row.world >= 1 for row in rows)
+    assert all(math.isfinite(seconds) for row in rows if row.counts for seconds in row.seconds)
