@@ -17,6 +17,7 @@ class Collective:
     deepspeed_bytes: bytes that DeepSpeed's "Throughput" counts, given S as defined here and n.
     deepspeed_size: bytes that DeepSpeed prints as the size, given S and n.
     ranks: how many ranks take part; None: all.
+    waits: no rank can leave before the last has entered, because each needs something of every other.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Collective:
     deepspeed_bytes: Callable[[int, int], int]
     deepspeed_size: Callable[[int, int], int]
     ranks: int | None = None
+    waits: bool = False
 
 
 def _whole(n: int) -> int:
@@ -48,10 +50,10 @@ def _same(size: int, n: int) -> int:
 COLLECTIVES: dict[str, Collective] = {
     item.name: item
     for item in (
-        Collective("all_reduce", _whole, lambda n: 2 * (n - 1) / n, lambda size, n: 2 * size, _same),
-        Collective("all_gather", _each, _all_but_own, _same, lambda size, n: size // n),
-        Collective("reduce_scatter", _each, _all_but_own, _same, _same),
-        Collective("all_to_all", _each, _all_but_own, _same, _same),
+        Collective("all_reduce", _whole, lambda n: 2 * (n - 1) / n, lambda size, n: 2 * size, _same, waits=True),
+        Collective("all_gather", _each, _all_but_own, _same, lambda size, n: size // n, waits=True),
+        Collective("reduce_scatter", _each, _all_but_own, _same, _same, waits=True),
+        Collective("all_to_all", _each, _all_but_own, _same, _same, waits=True),
         Collective("all_to_all_v", _whole, _all_but_own, _same, _same),
         Collective("broadcast", _whole, lambda n: 1.0, _same, _same),
         Collective("reduce", _whole, lambda n: 1.0, _same, _same),
@@ -60,7 +62,7 @@ COLLECTIVES: dict[str, Collective] = {
         Collective("pt2pt", _whole, lambda n: 1.0, _same, _same, ranks=2),
         Collective("pt2pt_bidirectional", _whole, lambda n: 2.0, _same, _same, ranks=2),
         Collective("sendrecv", _whole, lambda n: 1.0, _same, _same),
-        Collective("barrier", _whole, lambda n: 0.0, _same, _same),
+        Collective("barrier", _whole, lambda n: 0.0, _same, _same, waits=True),
     )
 }
 

@@ -44,8 +44,9 @@ _SIZE = 1024
 class Beacon:
     """This rank's beacon. `cell[0]`: see the top of this file."""
 
-    def __init__(self, folder: Path, rank: int, page: mmap.mmap) -> None:
-        self.folder = folder
+    def __init__(self, path: Path, rank: int, page: mmap.mmap) -> None:
+        self.path = path
+        self.folder = path.parent
         self.rank = rank
         self._page = page
         self._cells = memoryview(page).cast("Q")
@@ -180,7 +181,7 @@ def open_beacon(folder: Path, rank: int, world: int) -> Beacon:
             # Real zeros: a page that the file system finds no room for later would kill the rank (SIGBUS).
             file.write(_HEAD.pack(_MAGIC, _VERSION, rank, world, os.getpid(), _here()).ljust(_SIZE, b"\0"))
             file.flush()
-            return Beacon(folder, rank, mmap.mmap(file.fileno(), _SIZE))
+            return Beacon(path, rank, mmap.mmap(file.fileno(), _SIZE))
     except OSError as error:
         raise RunFailed(
             f"{path}: {(error.strerror or str(error)).lower()}; make room there, it holds where each rank is"

@@ -65,29 +65,32 @@ def narrowest(exchanges: Sequence[tuple[float, float, float]]) -> Probe:
 def align(times: ArrayLike, probes: Sequence[Probe]) -> tuple[Array, float]:
     """`times` (s, own clock) on rank 0's clock, and the bound of their error (s).
 
-    Offsets are interpolated between probes. The bound is the widest probe's error, and what a straight line cannot know:
-    with three probes or more the largest distance of any from the line through its neighbours, with two the whole change
-    between them. Beyond the first and the last probe, DRIFT a second is added. Raises ValueError on no probes.
+    Offsets are interpolated between probes, and so are the probes' errors. To that comes what a straight line cannot know:
+    with three probes or more, how far those around `times` are at most from the line through their neighbours, with two
+    the whole change between them. Beyond the first and the last probe, DRIFT a second is added. Raises ValueError on no
+    probes.
     """
     if not probes:
         raise ValueError("no probes")
+    own = np.asarray(times, dtype=np.float64)
+    if not own.size:
+        return own, 0.0
     ordered = sorted(probes, key=lambda probe: probe.at)
     at, offset, error = (np.array([getattr(probe, key) for probe in ordered]) for key in ("at", "offset", "error"))
-    own = np.asarray(times, dtype=np.float64)
-    bound = float(error.max()) + _bend(at, offset)
-    if own.size:
-        beyond = max(at[0] - own.min(), own.max() - at[-1], 0.0)
-        bound += DRIFT * float(beyond)
+    begin, end = float(own.min()), float(own.max())
+    beyond = max(float(at[0]) - begin, end - float(at[-1]), 0.0)
+    bound = float(np.interp(own, at, error).max()) + _bend(at, offset, begin, end) + DRIFT * beyond
     return own - np.interp(own, at, offset), bound
 
 
-def _bend(at: Array, offset: Array) -> float:
+def _bend(at: Array, offset: Array, begin: float, end: float) -> float:
     if at.size < 3:
         return float(np.ptp(offset))
     left, right = at[:-2], at[2:]
     share = np.divide(at[1:-1] - left, right - left, out=np.zeros(at.size - 2), where=right > left)
-    line = offset[:-2] + share * (offset[2:] - offset[:-2])
-    return float(np.abs(offset[1:-1] - line).max())
+    apart = np.abs(offset[1:-1] - offset[:-2] - share * (offset[2:] - offset[:-2]))
+    first, last = int(np.searchsorted(at, begin, "right")) - 1, int(np.searchsorted(at, end, "left"))
+    return float(apart[max(first - 1, 0) : last].max(initial=0.0))
 
 
 def probe(channel: Channel, clocks: Sequence[str], recorder: Recorder) -> list[Probe]:

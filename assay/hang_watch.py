@@ -53,34 +53,43 @@ def beacon_of(world: World, out: Path | None, limit: float) -> Iterator[Beacon]:
         yield beacon
         beacon.phase("", 0, "the end")
         return
-    folder, mine = _shared_folder(world)
+    folder = _shared_folder(world)
+    beacon = open_beacon(folder, world.rank, world.size)
+    stacks = answer_stack_requests(folder, world.rank) if out is None else None
+    stop = watch(beacon, limit, out or folder)
     try:
-        beacon = open_beacon(folder, world.rank, world.size)
-        if out is None:
-            answer_stack_requests(folder, world.rank)
-        stop = watch(beacon, limit, out or folder)
-        try:
-            yield beacon
-        finally:
-            stop()
+        yield beacon
+        stop()
         beacon.phase("", 0, "the end")
-    finally:
-        if mine and not (folder / _TOLD).exists():  # else someone is speaking, and stacks may lie here
+        beacon.path.unlink(missing_ok=True)
+        if stacks is not None:
+            Path(stacks.name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # the last one out does it
+    except BaseException:
+        stop()
+        # The launcher ends all ranks now, and none of them will clean up; but where someone is speaking, stacks may lie.
+        if not (folder / _TOLD).exists():
             shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        if stacks is not None:
+            faulthandler.unregister(STACK_SIGNAL)
+            stacks.close()
 
 
-def _shared_folder(world: World) -> tuple[Path, bool]:
-    """A folder that all ranks of this host know, and whether this rank has made it."""
-    mine = world.hosts.index(world.hosts[world.rank]) == world.rank
+def _shared_folder(world: World) -> Path:
+    """A folder in memory that all ranks of this host know; the first of them makes it."""
+    first = world.hosts.index(world.hosts[world.rank])
     made = ""
-    if mine:
+    if first == world.rank:
         with contextlib.suppress(OSError):
             made = tempfile.mkdtemp(prefix="assay-", dir=memory_folder())
-    folder = str(world.gather(made)[world.hosts.index(world.hosts[world.rank])])
+    folder = str(world.gather(made)[first])
     if not folder:
         raise RunFailed(f"{memory_folder()}: no folder can be made there; make room, it holds where each rank is")
     Path(folder).mkdir(mode=0o700, exist_ok=True)  # hosts of one name are two hosts all the same
-    return Path(folder), mine
+    return Path(folder)
 
 
 def answer_stack_requests(folder: Path, rank: int) -> IO[str]:

@@ -16,11 +16,15 @@ from numpy.typing import NDArray
 
 from assay.estimates import Estimate
 
-FEWEST_SIZES = 4  # of one line: two parameters, and two sizes to contradict them
+FEWEST_SIZES = 4  # two parameters, and two sizes to contradict them
+FEWEST_FOR_SWITCH = 8  # two lines and where to cut are five parameters
 LEAST_SPAN = 16  # largest size / smallest size; below, α and B trade places without a trace in the residuals
-SWITCH_SCATTER = 0.5  # two lines count as decidedly better if sizes scatter at most so much as around one
+SWITCH_SCATTER = 0.5  # two lines count as decidedly better if sizes scatter less than so much as about one,
+SWITCH_RESIDUAL = 0.1  # and one line misses a size by more than this
+_PER_LINE = 3  # sizes of each of two lines, at least
 _HUBER = 2.0  # scatters beyond which a size loses weight
 _ROUNDS = 50
+_NOTHING = 1e-9  # a share of the shortest time (or the shortest time per byte) that only rounding leaves of a parameter
 _Z = 1.959963984540054  # the normal distribution's 97.5 % point
 
 Array = NDArray[np.float64]
@@ -68,14 +72,17 @@ class LatencyModel:
 
 @dataclass(frozen=True)
 class _Line:
-    """t = alpha + slope·S over sizes[first:last]; the margins are half widths of 95 % intervals."""
+    """t = alpha + slope·S over some sizes. errors: standard errors of alpha and slope for a relative scatter of 1.
+
+    squares: the weighted sum of squared relative errors. distance: the sum of |ln(measured / predicted)|.
+    """
 
     alpha: float
     slope: float
-    alpha_margin: float
-    slope_margin: float
+    errors: tuple[float, float]
     predicted: Array
-    cost: float
+    squares: float
+    distance: float
 
 
 def fit_latency(points: Sequence[Point], factor: float) -> tuple[LatencyModel | None, str | None]:
@@ -94,53 +101,69 @@ def fit_latency(points: Sequence[Point], factor: float) -> tuple[LatencyModel | 
     if sizes[-1] < LEAST_SPAN * sizes[0]:
         return None, f"sizes span a factor of {sizes[-1] / sizes[0]:.3g}, a fit needs {LEAST_SPAN}"
     cuts, lines = _lines(ordered)
-    alpha, slope = lines[0], lines[-1]
-    words = f"t = α + S·f/B over {len(ordered)} sizes, least relative squares with Huber's weights"
+    how = f"t = α + S·f/B over {len(ordered)} sizes, least relative squares with Huber's weights"
     if len(lines) == 2:
-        words = f"two lines of {words}, the second from {ordered[cuts[1]].size} B on"
-    words += "; 95 % interval from the scatter about the line"
-    reason = None
-    low, high = slope.slope - slope.slope_margin, slope.slope + slope.slope_margin
-    bandwidth = Estimate(factor / slope.slope, factor / high, factor / low, len(ordered), words) if low > 0 else None
-    if bandwidth is None:
-        reason = "time does not grow with size beyond its scatter; larger sizes would show the bandwidth"
+        how = f"two lines of {how}, the second from {ordered[cuts[1]].size} B on"
+    how += "; 95 % interval from the scatter about the line"
+    margin = _margin(ordered, lines)
+    alpha, spread = lines[0].alpha, margin * lines[0].errors[0]
+    slope, room = lines[-1].slope, margin * lines[-1].errors[1]
+    bandwidth = None
+    if slope > room:
+        bandwidth = Estimate(factor / slope, factor / (slope + room), factor / (slope - room), len(ordered), how)
     model = LatencyModel(
-        Estimate(
-            alpha.alpha,
-            max(0.0, alpha.alpha - alpha.alpha_margin),
-            alpha.alpha + alpha.alpha_margin,
-            len(ordered),
-            words,
-        ),
+        Estimate(alpha, max(0.0, alpha - spread), alpha + spread, len(ordered), how),
         bandwidth,
         _half_size(ordered, cuts, lines) if bandwidth else None,
         tuple(point.size for point in ordered),
         tuple(point.seconds for point in ordered),
-        tuple(float(value) for value in np.concatenate([line.predicted for line in lines])),
+        tuple(float(value) for line in lines for value in line.predicted),
         ordered[cuts[1]].size if len(lines) == 2 else None,
-        reason,
+        None if bandwidth else "time does not grow with size beyond its scatter; larger sizes would show the bandwidth",
     )
     return model, None
 
 
-def _lines(points: Sequence[Point]) -> tuple[list[int], list[_Line]]:
-    """One line, or the best two if sizes scatter at most half as much about them; the cuts are where lines begin.
+def _margin(points: Sequence[Point], lines: Sequence[_Line]) -> float:
+    """The half width of a 95 % interval in standard errors for a scatter of 1.
 
-    Scatter is the mean distance |ln(measured / predicted)|, per degree of freedom: 2 parameters against 5, the cut
-    being one. In simulations of one line with 2 and 10 % noise, with and without an outlier, the best two lines never
-    came below 0.7 of it; with a real switch and 2 % noise they came to 0.05 to 0.2 (tests/test_latency_model.py).
+    Student's point times the larger of two relative scatters: of the sizes about their lines, and what the points' own
+    intervals say of their times.
+    """
+    free = _free(len(points), len(lines))
+    own = [
+        (point.high - point.low) / 2 / _Z / point.seconds
+        for point in points
+        if point.low is not None and point.high is not None
+    ]
+    variance = max(sum(line.squares for line in lines) / free, float(np.mean(np.square(own))) if own else 0.0)
+    return _student(free) * math.sqrt(variance)
+
+
+def _free(sizes: int, lines: int) -> int:
+    """Degrees of freedom: two parameters a line, and where to cut."""
+    return sizes - 2 if lines == 1 else sizes - 5
+
+
+def _lines(points: Sequence[Point]) -> tuple[list[int], list[_Line]]:
+    """One line, or two if these are decidedly better, and where each begins; the last cut is the end.
+
+    Scatter is the mean |ln(measured / predicted)| per degree of freedom. In simulations of one line with 2 to 10 %
+    noise, with and without an outlier, two lines hardly came below 0.6 of one line's; of two lines with 2 % noise, to
+    0.05 to 0.2.
     """
     n = len(points)
     one = _fit(points)
     best: tuple[list[int], list[_Line]] = [0, n], [one]
-    if n < 2 * FEWEST_SIZES:
+    times = np.array([point.seconds for point in points])
+    if n < FEWEST_FOR_SWITCH or float(np.abs(times / one.predicted - 1).max()) <= SWITCH_RESIDUAL:
         return best
-    least = SWITCH_SCATTER * one.cost / (n - 2)
-    for cut in range(FEWEST_SIZES, n - FEWEST_SIZES + 1):
+    least = SWITCH_SCATTER * one.distance / _free(n, 1)
+    for cut in range(_PER_LINE, n - _PER_LINE + 1):
         if points[cut - 1].size == points[cut].size:
             continue
         two = [_fit(points[:cut]), _fit(points[cut:])]
-        scatter = (two[0].cost + two[1].cost) / (n - 5)
+        scatter = (two[0].distance + two[1].distance) / _free(n, 2)
         if scatter < least:
             least, best = scatter, ([0, cut, n], two)
     return best
@@ -151,41 +174,36 @@ def _fit(points: Sequence[Point]) -> _Line:
 
     Iterated: the weights 1 / predicted² (as for a constant coefficient of variation, McCullagh and Nelder, Generalized
     Linear Models, chapter 8) and Huber's, by which a size further off than two scatters loses weight, come from the fit
-    before. A parameter that would be negative is set to 0. The margins are Student's for the larger of two variances:
-    the scatter about the line, and what the points' own intervals say of their times.
+    before. A parameter that would be negative is set to 0, the other fitted alone.
     """
     size = np.array([point.size for point in points], dtype=np.float64)
     time = np.array([point.seconds for point in points], dtype=np.float64)
-    free = len(points) - 2
     scale = np.array([time.min(), (time / size).min()])  # columns of like magnitude
     predicted, weight = time, np.ones_like(time)
     for _ in range(_ROUNDS):
         design = np.stack([scale[0] / predicted, scale[1] * size / predicted], axis=1)
         root = np.sqrt(weight)
-        # Both columns alone, and together: the least that has no negative parameter.
         solution = np.linalg.lstsq(design * root[:, None], time / predicted * root, rcond=None)[0]
-        for negative in np.flatnonzero(solution < 0):
+        for negative in np.flatnonzero(solution < _NOTHING):
             column = design[:, 1 - negative]
             solution = np.zeros(2)
             solution[1 - negative] = (weight * column * time / predicted).sum() / (weight * column**2).sum()
-        before, predicted = predicted, (solution * scale)[0] + (solution * scale)[1] * size
+        alpha, slope = solution * scale
+        before, predicted = predicted, alpha + slope * size
         error = time / predicted - 1
         # The median distance, without the smallest: a fit always comes close to one. 1.4826: of a normal distribution.
         scatter = max(1.4826 * float(np.median(np.sort(np.abs(error))[1:])), 1e-12)
         weight = np.minimum(1.0, _HUBER * scatter / np.maximum(np.abs(error), 1e-300))
         if np.allclose(before, predicted, rtol=1e-10, atol=0):
             break
-    own = [(point.high - point.low) / 2 / _Z / point.seconds for point in points if point.low and point.high]
-    variance = max(float(weight @ error**2) / free, float(np.mean(np.square(own))) if own else 0.0)
-    inverse = np.linalg.pinv((design * weight[:, None]).T @ design)
-    margin = _student(free) * np.sqrt(variance * np.diag(inverse)) * scale
-    alpha, slope = (float(value) for value in solution * scale)
-    cost = float(np.abs(np.log(time / predicted)).sum())
-    return _Line(alpha, slope, float(margin[0]), float(margin[1]), predicted, cost)
+    errors = np.sqrt(np.diag(np.linalg.pinv((design * weight[:, None]).T @ design))) * scale
+    distance = float(np.abs(np.log(time / predicted)).sum())
+    squares = float(weight @ error**2)
+    return _Line(float(alpha), float(slope), (float(errors[0]), float(errors[1])), predicted, squares, distance)
 
 
 def _student(free: int) -> float:
-    """The 97.5 % point of Student's distribution, to 3 % at 2 degrees of freedom and 0.5 % from 3 on.
+    """The 97.5 % point of Student's distribution, to 1 % at 2 degrees of freedom and 0.1 % from 3 on.
 
     Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5.
     """
@@ -195,7 +213,7 @@ def _student(free: int) -> float:
         (3 * _Z**7 + 19 * _Z**5 + 17 * _Z**3 - 15 * _Z) / 384,
         (79 * _Z**9 + 776 * _Z**7 + 1482 * _Z**5 - 1920 * _Z**3 - 945 * _Z) / 92160,
     )
-    return _Z + sum(term / free ** (power + 1) for power, term in enumerate(terms))
+    return _Z + sum(term / float(free ** (power + 1)) for power, term in enumerate(terms))
 
 
 def _half_size(points: Sequence[Point], cuts: Sequence[int], lines: Sequence[_Line]) -> float | None:
@@ -205,8 +223,9 @@ def _half_size(points: Sequence[Point], cuts: Sequence[int], lines: Sequence[_Li
         if rest <= 0:
             continue
         size = line.alpha / rest
-        begins = 0.0 if first == 0 else points[first].size
-        ends = math.inf if last == len(points) else points[last].size
-        if begins <= size < ends:
+        # Where between two sizes the switch lies is not known; the second line gets what lies between.
+        begins = 0.0 if first == 0 else points[first - 1].size
+        ends = math.inf if last == len(points) else points[last - 1].size
+        if begins <= size <= ends:
             return size
     return None

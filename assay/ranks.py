@@ -6,7 +6,6 @@ with session(options, "comms/bench") as here:
 
 import contextlib
 import ctypes
-import faulthandler
 import os
 import platform
 import signal
@@ -16,11 +15,11 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from assay import machine
 from assay.device import Device, default_backend, describe_build, open_device
 from assay.errors import INTERRUPTED_EXIT, RUN_FAILED_EXIT, SENTENCE_MARK, AssayError, BadInput
+from assay.hang_watch import answer_stack_requests
 from assay.options.base import ScriptOptions
 from assay.placement import Placement, placement
 from assay.record import Header
@@ -29,7 +28,6 @@ from assay.sensors.sidecar import Sidecar, start_sidecar
 from assay.world import MPI_BACKEND, World, first_line, join, join_mpi, join_torch, leave, meet_over_mpi, mpi_placement
 
 REPEAT_SECONDS = 2.0  # that rank 0 has to say what every rank has found
-STACK_SIGNAL = signal.SIGUSR2  # asks a rank for the stacks of all its threads; SIGUSR1 is Slurm's usual warning
 
 
 @dataclass(frozen=True)
@@ -54,14 +52,13 @@ def session(options: ScriptOptions, script: str) -> Iterator[Session]:
     sidecar: Sidecar | None = None
     try:
         comm = None
+        place = placement(os.environ)
         if options.needs_mpi:
             place, comm = mpi_placement()
-        else:
-            place = placement(os.environ)
         _check_world(options, place)
         device = open_device(options.device, place.local_rank)
         backend = options.torch_backend if options.torch_backend != "auto" else default_backend(device)
-        stacks = _answer_stack_requests(options.out, place.rank)
+        stacks = answer_stack_requests(options.out, place.rank) if options.out else None
         # Now, so that it has come up by the time that the ranks have found each other.
         sidecar = start_sidecar(options.out, place, device.type, device.name, os.environ)
         if comm is not None:
@@ -178,22 +175,6 @@ def _about(device: Device) -> dict[str, object]:
         "memory_method": device.memory_method,
         "code": str(Path(machine.__file__).parent),
     }
-
-
-def _answer_stack_requests(out: Path | None, rank: int) -> IO[str] | None:
-    # The file is opened now: a process that hangs can answer a signal, but not open files. Its pid in the name of the
-    # file tells the launcher whom it may ask; before this line the signal would end the process.
-    if out is None:
-        return None
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        file = (out / f"stacks-rank-{rank:05d}.pid-{os.getpid()}.txt").open("w")
-    except OSError as error:
-        raise BadInput(
-            f"--out {out}: cannot be written ({(error.strerror or str(error)).lower()}); give another"
-        ) from None
-    faulthandler.register(STACK_SIGNAL, file=file, all_threads=True)
-    return file
 
 
 def _die_with_parent() -> None:

@@ -52,6 +52,9 @@ class SuiteFile(Options):
     assay: Literal[1] = Field(description="version of this format")
     name: Name = Field(description="name of the suite; run folders are called after it")
     description: str = Field("", description="what the suite is for")
+    smoke_of: Name | None = Field(
+        None, description="the suite of which this is the twin with small sizes; its figures stand for nothing else"
+    )
     launcher: Literal["local"] = Field("local", description="what starts the ranks")
     port: int | None = Field(None, ge=1, le=65535, description="rendezvous port; a free one is chosen without it")
     limits: bool = Field(True, description="measure this machine's ceilings first, for every number of ranks")

@@ -46,20 +46,22 @@ def after_write_back(beacon: Beacon) -> list[float]:
     return found
 
 
-def report(what: str, samples: list[float]) -> None:
-    """One line: the median in ns and its interval."""
+def report(what: str, samples: list[float], limit: float | None = None) -> None:
+    """One line: the median in ns, its interval (the range, where there is none), its limit."""
     cost = median_interval(samples)
     low, high = cost.low or min(samples), cost.high or max(samples)
-    print(f"{what}: {cost.value * 1e9:,.0f} ns [{low * 1e9:,.0f}, {high * 1e9:,.0f}] ({cost.method})")
+    verdict = ""
+    if limit is not None:
+        word = "holds" if high <= limit else "fails" if low > limit else "undecided"
+        verdict = f", limit {limit * 1e9:,.0f} ns: {word}"
+    print(f"{what}: {cost.value * 1e9:,.0f} ns [{low * 1e9:,.0f}, {high * 1e9:,.0f}]{verdict} ({cost.method})")
 
 
 def main() -> None:
     """Measure and print all of it."""
     with tempfile.TemporaryDirectory(dir=memory_folder()) as memory, tempfile.TemporaryDirectory() as disk:
         beacon = open_beacon(Path(memory), 0, 1)
-        samples = updates(beacon)
-        report("an update", samples)
-        print(f"limit {LIMIT * 1e9:.0f} ns: {'holds' if median_interval(samples).value <= LIMIT else 'fails'}")
+        report("an update", updates(beacon), LIMIT)
         report("a change of phase", phases(beacon))
         for name, folder in (("memory", memory), ("the temporary folder", disk)):
             report(f"an update after write-back, file in {name}", after_write_back(open_beacon(Path(folder), 0, 1)))

@@ -13,16 +13,21 @@ Before both, and in some of the timed calls, patterned data are checked, element
 import os
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
+from assay.bandwidth import COLLECTIVES
+from assay.beacon import Beacon
 from assay.bench_tables import STYLES, Heading, Line
 from assay.clock import now
+from assay.clock_sync import Alignment
 from assay.collectives.operations import OPERATIONS
+from assay.collectives.refusals import refuse_too_large, why_not
 from assay.collectives.trial import Trial, Variant
-from assay.errors import AssayError, BadInput, RunFailed
+from assay.errors import BadInput, RunFailed
 from assay.estimates import (
     FEWEST_FOR_PERCENTILE,
     compare_pairs,
@@ -32,13 +37,14 @@ from assay.estimates import (
     next_look,
     percentile,
 )
+from assay.hang_watch import beacon_of
 from assay.options import CommsOptions, parse_command_line
 from assay.options.comms import ITEM_BYTES
 from assay.progress import progress_line
 from assay.ranks import Session, session
 from assay.transports import Transport, open_transport
 from assay.units import format_duration, format_size
-from assay.world import MPI_BACKEND, first_line
+from assay.world import MPI_BACKEND
 
 FEWEST_CALLS = 6  # timed one by one even when the budget is gone: the fewest that give a 95 % interval
 TURN = 10  # calls of one transport before the other has its turn
@@ -46,11 +52,24 @@ AUDITED = 4  # sizes of a sweep that are timed again in random order
 QUICK_LOOK = 1 << 16  # pattern values computed per check of a timed call: it must not eat the time for timing
 
 
-def time_batches(options: CommsOptions, here: Session, trials: Sequence[Trial]) -> None:
+@dataclass(frozen=True)
+class Job:
+    """What every step of the measurement needs."""
+
+    options: CommsOptions
+    here: Session
+    beacon: Beacon
+    clocks: Alignment
+
+
+def time_batches(job: Job, trials: Sequence[Trial]) -> None:
     """Batches of back-to-back calls, one clock around each, by turns, until the times are known well or time is up."""
+    options, here, cell = job.options, job.here, job.beacon.cell
     begun = now()
+    job.beacon.phase(trials[0].op, trials[0].size, "back to back")
     while True:
         for trial in trials:
+            cell[0] += 1  # a batch is entered
             call, count = trial.call, range(trial.calls)
             trial.refill()  # a sum in place grows with every call; fresh data keep it finite
             trial.barrier()
@@ -61,6 +80,7 @@ def time_batches(options: CommsOptions, here: Session, trials: Sequence[Trial]) 
             here.device.synchronize()
             end = now()
             # ----
+            cell[0] += 1  # and left
             trial.batches.append(end - start)
         done = len(trials[0].batches)
         enough = looks(done) and all(is_settled(trial.batches, options.target) for trial in trials)
@@ -69,12 +89,14 @@ def time_batches(options: CommsOptions, here: Session, trials: Sequence[Trial]) 
             return
 
 
-def time_calls(options: CommsOptions, here: Session, trials: Sequence[Trial], guess: float) -> None:
+def time_calls(job: Job, trials: Sequence[Trial], guess: float) -> None:
     """Entry and exit of single calls, each after a barrier, by turns, until the times are known well or time is up.
 
     guess: s that one call of every trial takes together.
     """
+    options, here = job.options, job.here
     begun, budget = now(), options.budget * len(trials)
+    job.beacon.phase(trials[0].op, trials[0].size, "call by call")
     while True:
         done = len(trials[0].entries)
         affordable = int((budget - (now() - begun)) / guess)
@@ -83,24 +105,26 @@ def time_calls(options: CommsOptions, here: Session, trials: Sequence[Trial], gu
         turn = wanted if len(trials) == 1 else TURN
         for first in range(0, wanted, turn):
             for trial in trials:
-                time_turn(trial, min(turn, wanted - first), checked=first == 0)
+                time_turn(job, trial, min(turn, wanted - first), checked=first == 0)
         done += wanted
-        enough = looks(done) and all(is_settled(across_ranks(here, trial), options.target) for trial in trials)
+        enough = looks(done) and all(is_settled(call_times(job, trial)[0], options.target) for trial in trials)
         if enough or done >= options.max_calls or here.world.agree(now() - begun >= budget):
             return
 
 
-def time_turn(trial: Trial, count: int, checked: bool) -> None:
+def time_turn(job: Job, trial: Trial, count: int, checked: bool) -> None:
     """So many single calls. checked: the first one's data are looked at, as soon as it says that it is done."""
-    barrier, complete = trial.barrier, trial.complete
+    barrier, complete, cell = trial.barrier, trial.complete, job.beacon.cell
     trial.refill()
     for number in range(count):
+        cell[0] += 1  # the iteration is entered: a rank that is late or stopped shows as one that never came
         barrier()
         # ---- timed region
         enter = now()
         complete()
         leave = now()
         # ----
+        cell[0] += 1  # and left
         trial.entries.append(enter)
         trial.exits.append(leave)
         if checked and number == 0:
@@ -112,23 +136,21 @@ def looks(samples: int) -> bool:
     return next_look(samples - 1) == samples
 
 
-def across_ranks(here: Session, trial: Trial) -> NDArray[np.float64]:
-    """Seconds per call over the ranks that take part: from the last entry to the last exit, where clocks allow it."""
-    entries, exits = np.asarray(trial.entries), np.asarray(trial.exits)
-    if not here.world.one_clock:
-        durations = exits - entries if trial.takes_part else np.full(len(entries), -np.inf)
-        return here.world.largest(durations)
-    if not trial.takes_part:
-        entries = exits = np.full(len(entries), -np.inf)
-    return here.world.largest(exits) - here.world.largest(entries)
+def call_times(job: Job, trial: Trial) -> tuple[NDArray[np.float64], str]:
+    """Seconds per call over the ranks that take part, and how they were taken."""
+    return job.clocks.call_times(trial.entries, trial.exits, trial.takes_part)
 
 
-def measure(options: CommsOptions, here: Session, trials: Sequence[Trial]) -> list[Line]:
+def measure(job: Job, trials: Sequence[Trial]) -> list[Line]:
     """Check, warm up, time both ways, and record the raw samples of one size over one transport or two."""
+    options, here = job.options, job.here
+    job.clocks.refresh()
     for trial in trials:
+        job.beacon.phase(trial.op, trial.size, "check")
         trial.refill()
         trial.call()
         trial.check()
+        job.beacon.phase(trial.op, trial.size, "warm-up")
         start = now()
         for _ in range(options.warmup):
             trial.call()
@@ -139,9 +161,9 @@ def measure(options: CommsOptions, here: Session, trials: Sequence[Trial]) -> li
     for trial, guess in zip(trials, guesses, strict=True):
         calls = max(1, min(options.calls, int(options.budget / options.batches / guess)))
         trial.calls = here.world.agree(calls)
-    time_batches(options, here, trials)
-    time_calls(options, here, trials, sum(guesses))
-    return [keep(options, here, trial) for trial in trials]
+    time_batches(job, trials)
+    time_calls(job, trials, sum(guesses))
+    return [keep(job, trial) for trial in trials]
 
 
 def one_call(trial: Trial) -> float:
@@ -152,9 +174,10 @@ def one_call(trial: Trial) -> float:
     return max(now() - start, 1e-9)
 
 
-def keep(options: CommsOptions, here: Session, trial: Trial) -> Line:
+def keep(job: Job, trial: Trial) -> Line:
     """Record a trial's raw samples, and derive what is printed of them."""
-    recorder, world = here.recorder, here.world
+    recorder, world = job.here.recorder, job.here.world
+    job.beacon.phase(trial.op, trial.size, "results")
     seen = {"looked_at": trial.looked_at, "of": trial.elements}
     recorder.block("check_errors", "1", trial.checks, {**trial.tags, **seen})
     if trial.late:
@@ -164,40 +187,44 @@ def keep(options: CommsOptions, here: Session, trial: Trial) -> Line:
         recorder.block("call_entry", "s", trial.entries, trial.tags)
         recorder.block("call_exit", "s", trial.exits, trial.tags)
     wrong = sum(int(str(count)) for count in world.gather(sum(trial.checks)))
+    if COLLECTIVES[trial.op].waits and world.one_clock and "groups" not in trial.tags:
+        # Nobody can leave such a call before the last has entered, unless it returned without being done.
+        first_exit = -world.largest(-np.asarray(trial.exits))
+        wrong += int(np.count_nonzero(first_exit < world.largest(np.asarray(trial.entries))))
     batches = np.asarray(trial.batches)
     slowest = world.largest(batches if trial.takes_part else np.full(len(batches), -np.inf))
-    times = across_ranks(here, trial)
+    times, how = call_times(job, trial)
     p99 = percentile(times, 99) if len(times) >= FEWEST_FOR_PERCENTILE[99] else None
     per_call = mean_of_batches(slowest, trial.calls)
-    heading = heading_of(options, here, trial)
+    heading = heading_of(job, trial, how)
     redop = trial.redop if trial.operation.reduces else "none"
     root = 0 if trial.op in ("broadcast", "reduce", "gather", "scatter") else -1
     size, itemsize = trial.size, ITEM_BYTES[trial.dtype]
     return Line(heading, size, itemsize, trial.dtype, redop, root, wrong, per_call, median_interval(times), p99)
 
 
-def heading_of(options: CommsOptions, here: Session, trial: Trial) -> Heading:
+def heading_of(job: Job, trial: Trial, how: str) -> Heading:
     """What all sizes of a sweep share."""
     shown = ("placement", "asynchronous", "coalesced", "graph")
     variant = "".join(f", {key} {trial.tags[key]}" for key in shown if key in trial.tags)
-    world = here.world
-    single = "last entry to last exit" if world.one_clock else "longest over ranks (hosts without a common clock)"
+    world = job.here.world
     size, groups = trial.settings[0].world, int(str(trial.tags.get("groups", 1)))
     hosts, name = len(set(world.hosts)), trial.transport.name
-    return Heading(trial.op, size, groups, hosts, name, here.device.name, single, variant)
+    return Heading(trial.op, size, groups, hosts, name, job.here.device.name, how, variant)
 
 
-def audit_order(options: CommsOptions, here: Session, sweep: Sequence[Sequence[Trial]]) -> None:
+def audit_order(job: Job, sweep: Sequence[Sequence[Trial]]) -> None:
     """Time some sizes of a finished sweep again in random order: a figure must not depend on what ran before it."""
     chosen = [sweep[index] for index in sorted({round(i * (len(sweep) - 1) / (AUDITED - 1)) for i in range(AUDITED)})]
-    random.Random(options.seed).shuffle(chosen)
-    short = options.model_copy(update={"budget": options.budget / AUDITED})
+    random.Random(job.options.seed).shuffle(chosen)
+    options, here = job.options, job.here
+    short = replace(job, options=options.model_copy(update={"budget": options.budget / AUDITED}))
     for trials in chosen:
         for trial in trials:
             trial.entries, trial.exits = [], []
             trial.prepare(options)
             trial.refill()
-        time_calls(short, here, trials, sum([one_call(trial) for trial in trials]))
+        time_calls(short, trials, sum([one_call(trial) for trial in trials]))
         for trial in trials:
             if trial.takes_part:
                 here.recorder.block("call_entry", "s", trial.entries, {**trial.tags, "order": "random"})
@@ -216,37 +243,6 @@ def variants(options: CommsOptions) -> Iterator[Variant]:
         yield Variant(op, dtype, redop, placement)
 
 
-def why_not(options: CommsOptions, here: Session, trials: Sequence[Trial]) -> str | None:
-    """Why a sweep cannot run, tried at its smallest size; None if it can. The same on every rank."""
-    reason = ""
-    for trial in trials:
-        try:
-            trial.prepare(options)
-            trial.refill()
-            trial.complete()
-        except (AssayError, RuntimeError, ValueError, TypeError) as error:
-            reason = reason or f"{trial.transport.name}: {first_line(str(error))}"
-    reasons = [str(one) for one in here.world.gather(reason) if one]
-    for trial in trials:
-        trial.release()
-    return reasons[0] if reasons else None
-
-
-def refuse_too_large(here: Session, trials: Sequence[Trial]) -> None:
-    """Raise BadInput, on every rank, if a size needs more memory than there is on any."""
-    free = here.device.memory().free
-    sharers = here.world.local_size if here.device.type == "cpu" else 1
-    largest = max(trials, key=lambda trial: trial.bytes_needed)
-    need = largest.bytes_needed * sharers
-    lacking = here.world.largest(np.array([need - (free if free is not None else need)], dtype=np.float64))[0]
-    if lacking > 0:
-        raise BadInput(
-            f"--max: {largest.op} of {format_size(largest.size)} needs {format_size(largest.bytes_needed)} on each of "
-            f"{sharers} ranks, {format_size(int(lacking))} more than {'this host' if sharers > 1 else 'the device'} has "
-            "free; give a smaller one"
-        )
-
-
 def compared(trials: Sequence[Trial], lines: Sequence[Line]) -> str:
     """The second transport against the first, by the pairs of batches that took turns."""
     first, second = ([seconds / trial.calls for seconds in trial.batches] for trial in trials)
@@ -258,8 +254,9 @@ def compared(trials: Sequence[Trial], lines: Sequence[Line]) -> str:
     )
 
 
-def bench(options: CommsOptions, here: Session, transports: Sequence[Transport]) -> None:
+def bench(job: Job, transports: Sequence[Transport]) -> None:
     """Measure every sweep and print its table. Raises RunFailed on rank 0 if any data check failed."""
+    options, here = job.options, job.here
     header, row = STYLES[options.style]
     first, members = here.world.is_first, len(options.groups(here.world.size)[0])
     sweeps = {
@@ -284,7 +281,7 @@ def bench(options: CommsOptions, here: Session, transports: Sequence[Transport])
         for number, trials in enumerate(sweep):
             for trial in trials:
                 trial.prepare(options)
-            lines = measure(options, here, trials)
+            lines = measure(job, trials)
             for trial in trials:
                 trial.release()
             wrong, done = wrong + sum(line.wrong for line in lines), done + 1
@@ -300,14 +297,15 @@ def bench(options: CommsOptions, here: Session, transports: Sequence[Transport])
             if "ASSAY_RUN" in os.environ:
                 print(progress_line(done, total, f"{lines[0].heading.op} {format_size(lines[0].size)}"), flush=True)
         if options.audit and len(sweep) > 1:
-            audit_order(options, here, sweep)
+            audit_order(job, sweep)
+    job.clocks.probe()
     if refusals and len(refusals) == len(sweeps):
         raise BadInput(f"nothing can be measured: {refusals[0]}")
     if first:
         kept = f"raw samples in {options.out}" if options.out else "no raw samples kept; give --out DIR to keep them"
         print(f"# {total} measurements in {format_duration(now() - begun)}; {kept}")
     if wrong and first:
-        raise RunFailed(f"{wrong} elements are wrong after their collective; trust no figure of this run")
+        raise RunFailed(f"{wrong} elements or calls are wrong; trust no figure of this run")
 
 
 def named_transports(options: CommsOptions, here: Session) -> list[str]:
@@ -321,11 +319,14 @@ def named_transports(options: CommsOptions, here: Session) -> list[str]:
     return [own, other]
 
 
+def run(options: CommsOptions, here: Session, transports: Sequence[Transport]) -> None:
+    """The benchmark, under a beacon that tells what hangs if something does."""
+    with beacon_of(here.world, options.out, options.hang_limit) as beacon:
+        bench(Job(options, here, beacon, Alignment(here.world, here.recorder)), transports)
+
+
 if __name__ == "__main__":
     arguments = parse_command_line(CommsOptions, __doc__)
     with session(arguments, "comms/bench") as joined:
-        groups = arguments.groups(joined.world.size)
-        opened = [
-            open_transport(name, joined.world, joined.device, groups) for name in named_transports(arguments, joined)
-        ]
-        bench(arguments, joined, opened)
+        names, groups = named_transports(arguments, joined), arguments.groups(joined.world.size)
+        run(arguments, joined, [open_transport(name, joined.world, joined.device, groups) for name in names])

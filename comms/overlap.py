@@ -25,11 +25,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from assay.beacon import Beacon
 from assay.clock import now
 from assay.collectives.pattern import EVALUATIONS
 from assay.collectives.trial import Trial, Variant
 from assay.errors import BadInput, RunFailed
 from assay.estimates import FEWEST_SETTLED, Estimate, independent_count, median_interval, next_look
+from assay.hang_watch import beacon_of
 from assay.limits.products import KINDS, Kind, Shape, Unsupported, product, refusals
 from assay.limits.timing import take_samples
 from assay.options import parse_command_line
@@ -121,8 +123,9 @@ class Overlap:
     times: part → seconds of every round on this rank. wrong: products that differed, per check.
     """
 
-    def __init__(self, options: OverlapOptions, here: Session, trial: Trial) -> None:
-        self.here, self.trial, self.target = here, trial, options.target
+    def __init__(self, options: OverlapOptions, here: Session, trial: Trial, beacon: Beacon) -> None:
+        self.here, self.trial, self.target, self.beacon = here, trial, options.target, beacon
+        beacon.phase(trial.op, trial.size, "choice of products")
         begin: Callable[[], Any] = nothing
         wait: Callable[[Any], object] = nothing
         if trial.takes_part:
@@ -150,8 +153,10 @@ class Overlap:
         if look is not None:
             self.trial.refill()
             self.compute.clear()
+        self.beacon.cell[0] += 1
         self.trial.barrier()
         seconds = time_part(self.here, self.parts[name])
+        self.beacon.cell[0] += 1
         if look is not None and name != "compute":
             self.trial.check(look)
         if look is not None and name != "communication":
@@ -187,9 +192,12 @@ class Overlap:
 
 def measure(options: OverlapOptions, here: Session, overlap: Overlap) -> None:
     """Warm up, then rounds of all three parts, until the overlap share is known well enough or time is up."""
+    op, size = overlap.trial.op, overlap.trial.size
+    overlap.beacon.phase(op, size, "warm-up")
     for name in PARTS:
         for number in range(options.warmup):
             overlap.turn(name, EVALUATIONS if number == 0 else None)
+    overlap.beacon.phase(op, size, "parts by turns")
     begun, order, chance = now(), list(PARTS), random.Random(options.seed)  # the same order in all ranks
     for done in range(1, options.max_rounds + 1):
         chance.shuffle(order)
@@ -289,7 +297,7 @@ def row_of(overlap: Overlap, wrong: int) -> str:
     return LAYOUT.format(overlap.trial.size, products, *microseconds, f"{share.value:.3f}", shown, both.size, wrong)
 
 
-def bench(options: OverlapOptions, here: Session, transport: Transport) -> None:
+def bench(options: OverlapOptions, here: Session, transport: Transport, beacon: Beacon) -> None:
     """Measure every size and print the table. Raises RunFailed on rank 0 if any check failed."""
     asked = [options.collective(size) for size in options.size]
     variant = Variant(options.op, options.dtype, "sum", "auto")
@@ -302,7 +310,7 @@ def bench(options: OverlapOptions, here: Session, transport: Transport) -> None:
         print(heading_of(options, here, transport), flush=True)
     for done, (one, trial) in enumerate(zip(asked, trials, strict=True), 1):
         trial.prepare(one)
-        overlap = Overlap(options, here, trial)
+        overlap = Overlap(options, here, trial, beacon)
         measure(options, here, overlap)
         overlap.record()
         trial.release()
@@ -324,5 +332,6 @@ if __name__ == "__main__":
     arguments = parse_command_line(OverlapOptions, __doc__)
     with session(arguments, "comms/overlap") as joined:
         name = MPI_BACKEND if arguments.transport == "mpi" else joined.world.backend
-        everyone = [list(range(joined.world.size))]
-        bench(arguments, joined, open_transport(name, joined.world, joined.device, everyone))
+        opened = open_transport(name, joined.world, joined.device, [range(joined.world.size)])
+        with beacon_of(joined.world, arguments.out, arguments.hang_limit) as alive:
+            bench(arguments, joined, opened, alive)

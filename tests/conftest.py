@@ -63,6 +63,15 @@ def torchrun(world: int, script: str, *args: str | Path, **env: str) -> subproce
     return subprocess.run(argv, env=environment(**env), capture_output=True, text=True, check=False, timeout=170)
 
 
+def mpirun(world: int, script: str, *args: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a script of ours under Open MPI's mpirun, more ranks than cores if need be."""
+    argv = ["mpirun", "--oversubscribe", "-n", str(world), sys.executable, str(ROOT / script), *map(str, args)]
+    # It refuses root, which containers are, unless told twice.
+    allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    env = {**environment(**env), **allowed}
+    return subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=170)
+
+
 def free_port() -> int:
     """A port of loopback that nobody listens on at the moment."""
     with socket.socket() as probe:

@@ -19,7 +19,7 @@ from assay.record import Header
 from assay.recorder import Recorder
 from assay.world import World
 
-SIZES = ((1024, 20), (4096, 10))  # bytes, iterations
+SIZES = ((1024, 20), (4096, 100_000))  # bytes, iterations
 
 
 class GlooWorld(World):

@@ -5,18 +5,19 @@ from typing import Any
 
 import numpy as np
 
-from assay.bandwidth import COLLECTIVES, algbw, busbw, deepspeed_throughput
+from assay.bandwidth import algbw, busbw, deepspeed_throughput
 from assay.estimates import Estimate, mean_of_batches, median_interval, percentile
 from assay.rundir import Status
 from assay.scoring.result import CaseResult, Curve, Doubt, Figure, Row, RunResult, Scorecard, Section
 
+OPS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "pt2pt")
 SIZES = [1 << exponent for exponent in range(10, 27, 2)]
 CEILING = 11.6e9  # B/s
 
 
 def sample_result(*, troubled: bool = True, scored: bool = True) -> RunResult:
     """A run of two communication cases, one training and, if `troubled`, one failed case with doubts."""
-    cases = [_comms("comms-8", 8, tuple(COLLECTIVES)), _comms("comms-4", 4, ("all_reduce", "all_gather")), _training()]
+    cases = [_comms("comms-8", 8, OPS), _comms("comms-4", 4, ("all_reduce", "all_gather")), _training()]
     if troubled:
         cases += [_failed(), _unfinished()]
     document = {**DOCUMENT, "cases": [case.name for case in cases]}

@@ -13,10 +13,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assay.beacon import ENDED, Beacon, Reading, diagnose, name_ranks, open_beacon, process_states, read_beacons
+from assay.beacon import (
+    ENDED,
+    FOLDER_VARIABLE,
+    Beacon,
+    Reading,
+    diagnose,
+    name_ranks,
+    open_beacon,
+    process_states,
+    read_beacons,
+)
 from assay.errors import RunFailed
+from assay.hang_watch import beacon_of
 from assay.launchers import local
 from assay.record import read_rank_file
+from assay.world import World
 from tests.conftest import environment, torchrun, wait_for
 
 KIB4 = Reading(0, 4, 100, "here", 5, 15, False, "all_reduce", 4096, "call by call", 0.0)  # inside iteration 7
@@ -244,7 +256,18 @@ def test_a_case_that_only_takes_long_is_not_called_a_hang(tmp_path: Path) -> Non
     assert outcome.diagnosis.sentence.startswith("still moving in broadcast of 1KiB, back to back, ")
 
 
-def test_beacons_leave_nothing_behind(tmp_path: Path) -> None:
+def test_ranks_by_hand_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
+    world = World(0, 1, 0, 1, "none", ("here",), True)
+    with beacon_of(world, None, 60.0) as beacon:
+        assert [reading.rank for reading in read_beacons(beacon.folder)] == [0]
+    assert not beacon.folder.exists()
+    with pytest.raises(RunFailed), beacon_of(world, None, 60.0) as beacon:
+        raise RunFailed("for the test")
+    assert not beacon.folder.exists()
+
+
+def test_launched_ranks_leave_nothing_behind(tmp_path: Path) -> None:
     code = "import os; print(os.environ['ASSAY_BEACONS'])"
     local.run(local.Command([sys.executable, "-c", code], environment()), tmp_path, 60.0, None, lambda line: None)
     assert not Path((tmp_path / "stdout.log").read_text().strip()).exists()

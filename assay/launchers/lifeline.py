@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ import time
 from collections.abc import Iterable
 
 import psutil
+
+from assay.beacon import FOLDER_VARIABLE
 
 POLL_SECONDS = 0.05
 END_SECONDS = 10.0  # longest wait for killed processes to be gone; only an uninterruptible one takes longer
@@ -64,11 +67,15 @@ def main() -> int:
         # Should this process itself be killed, the kernel ends torchrun, and the ranks have asked to follow it.
         preexec_fn=lambda: _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
     )
-    while child.poll() is None:
-        if select.select([pipe], [], [], POLL_SECONDS)[0]:
-            end_descendants()
-            return 128 + signal.SIGTERM
-    end_descendants()
+    try:
+        while child.poll() is None:
+            if select.select([pipe], [], [], POLL_SECONDS)[0]:
+                return 128 + signal.SIGTERM
+    finally:
+        end_descendants()
+        # The runner has read its ranks' beacons by now, and one that was killed cannot remove them.
+        if FOLDER_VARIABLE in os.environ:
+            shutil.rmtree(os.environ[FOLDER_VARIABLE], ignore_errors=True)
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 

@@ -11,14 +11,14 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from assay.estimates import Estimate, median_interval
-from assay.links.matrix import BOTH_WAYS, Array, Matrix, high_median, relative_speed
+from assay.estimates import Estimate, compare_pairs
+from assay.links.matrix import BOTH_WAYS, LATENCY_BYTES, Array, Matrix, high_median, relative_speed
 from assay.links.rounds import Pair
 
 MOST = 0.75  # share of an end's pairs that must be slow for the end to be the reason
 PARTNERS = 3  # pairs of a suspect that are measured again, and pairs that they are held against
 MOST_SUSPECTS = 24  # measured again, the slowest first: each takes a while, and all others wait
-CONFIRM_PASSES = 6  # the fewest that give a 95 % interval for a suspect with one pair
+CONFIRM_PASSES = 9  # the fewest whose 95 % interval leaves out the lowest and the highest
 
 SENDS, RECEIVES, EXCHANGES = "sends", "receives", "exchanges"
 
@@ -68,10 +68,17 @@ class Finding:
     ratio: Estimate | None
     confirmed: bool
 
+    @property
+    def unknown(self) -> str:
+        """Why there is no ratio; empty where there is one."""
+        if self.ratio is not None:
+            return ""
+        return "it was not measured again" if self.suspect.controls else "no healthy pair is left to compare it with"
 
-def limit_of(measured: Matrix, threshold: float, latency_factor: float) -> float:
-    """The relative speed below which a pair of this matrix is slow."""
-    return 1 / latency_factor if measured.is_latency else threshold
+
+def limit_of(size: int, threshold: float, latency_factor: float) -> float:
+    """The relative speed below which a pair is slow at this size."""
+    return 1 / latency_factor if size <= LATENCY_BYTES else threshold
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,7 @@ def suspicion(measured: Matrix, limit: float) -> Suspicion:
     than `limit` of what the ranks taken explain is a link, unless there are more of these than ends: then the network
     is uneven by itself (several switches, several kinds of links), and none is blamed.
     """
-    relative = relative_speed(measured)
+    relative = relative_speed(measured, measured.best)
     across = _across(measured)
     explained = np.ones(relative.shape)
     ends: list[_End] = []
@@ -110,8 +117,13 @@ def suspicion(measured: Matrix, limit: float) -> Suspicion:
     links = [(int(i), int(j)) for i, j in np.argwhere(left)]
     uneven = len(links) if len(links) > len(measured.ranks) else 0
     healthy = np.isfinite(relative) & (relative >= limit)
+    well = np.isfinite(relative) & (relative >= limit * explained)
     suspected = [_rank(measured, end, {one.index for one in ends}, healthy, across) for end in ends]
-    suspected += [] if uneven else [_link(measured, pair, relative, healthy, across) for pair in links]
+    suspected += (
+        []
+        if uneven
+        else [_link(measured, pair, relative, explained, well & (across == across[pair])) for pair in links]
+    )
     return Suspicion(tuple(sorted(suspected, key=lambda suspect: suspect.ratio)), uneven)
 
 
@@ -148,14 +160,14 @@ def _rank(measured: Matrix, end: _End, ends: set[int], healthy: Mask, across: Ma
     return _suspect(measured, (end.index,), end.does, end.ratio, pairs, between)
 
 
-def _link(measured: Matrix, pair: Pair, relative: Array, healthy: Mask, across: Mask) -> Suspect:
+def _link(measured: Matrix, pair: Pair, relative: Array, explained: Array, well: Mask) -> Suspect:
     sender, receiver = pair
-    usable = healthy & (across == across[pair])
+    # Like is held against like here too, and the link of a slow rank against that rank's other links.
+    usable = well & (explained == explained[pair])
     others = [end for end in range(len(measured.ranks)) if end not in pair]
     # Both ends with others: if these are fast, it is not the ends that are slow.
-    outgoing = [(sender, other) for other in others if usable[sender, other]]
-    incoming = [(other, receiver) for other in others if usable[other, receiver]]
-    controls = [one for both in zip(outgoing, incoming, strict=False) for one in both]
+    controls = [(sender, other) for other in others if usable[sender, other]]
+    controls += [(other, receiver) for other in others if usable[other, receiver]]
     does = EXCHANGES if measured.ways == BOTH_WAYS else SENDS
     return _suspect(measured, pair, does, float(relative[pair]), [pair], controls)
 
@@ -189,8 +201,8 @@ def _some(items: Sequence[T]) -> list[T]:
     return [items[index] for index in chosen]
 
 
-def worst(suspicions: Iterable[Suspicion]) -> tuple[Suspect, ...]:
-    """Suspects of all matrices that are measured again: each rank or link once for what it does, the slowest first.
+def worst(suspicions: Iterable[Suspicion]) -> list[Suspect]:
+    """Suspects of all matrices: each rank or link once for what it does at a size; ranks first, the slowest first.
 
     What is slow one way is slow both ways at once too: the latter is asked only of those not suspected already.
     """
@@ -205,22 +217,24 @@ def worst(suspicions: Iterable[Suspicion]) -> tuple[Suspect, ...]:
         if suspect.is_link and suspect.ways == BOTH_WAYS and within & set(suspect.ranks):
             continue
         chosen.setdefault((suspect.ranks, suspect.does, suspect.bytes), suspect)
-    return tuple(chosen.values())[:MOST_SUSPECTS]
+    return list(chosen.values())
 
 
 def judge(suspect: Suspect, times: Mapping[tuple[int, Pair], float], limit: float) -> Finding:
     """Whether a suspect is slow when measured alone. times: (pass, (from, to)) → median s of a transfer.
 
-    In each pass the speed of each of its pairs is divided by the median speed of the healthy ones in the same pass, so
-    that a machine that is slow for a while slows both. Confirmed, if the 95 % interval of the median of these ratios
-    lies below `limit`.
+    In each pass the median speed of its pairs is divided by that of the healthy ones in the same pass, so that a machine
+    that is slow for a while slows both. Confirmed, if the 95 % interval of the median of these ratios lies below `limit`.
     """
-    ratios = []
+    speeds: list[tuple[float, float]] = []
     for number in sorted({number for number, _ in times}):
-        healthy = high_median([1 / times[number, pair] for pair in suspect.controls if (number, pair) in times])
-        ratios += [1 / times[number, pair] / healthy for pair in suspect.edges if (number, pair) in times]
-    known = [ratio for ratio in ratios if np.isfinite(ratio)]
-    if not known:
+        healthy, own = (
+            high_median([1 / times[number, pair] for pair in pairs if (number, pair) in times])
+            for pairs in (suspect.controls, suspect.edges)
+        )
+        if np.isfinite(healthy) and np.isfinite(own):
+            speeds.append((healthy, own))
+    if not speeds:
         return Finding(suspect, None, False)
-    ratio = median_interval(known)
+    ratio = compare_pairs([healthy for healthy, _ in speeds], [own for _, own in speeds]).ratio
     return Finding(suspect, ratio, ratio.high is not None and ratio.high < limit)

@@ -10,7 +10,6 @@ from assay.links.rounds import Pair
 
 Array = NDArray[np.float64]
 ONE_WAY, BOTH_WAYS = "one", "both"
-WAYS = (ONE_WAY, BOTH_WAYS)
 LATENCY_BYTES = 4096  # up to this size a transfer is all latency, and its rate is of no interest
 
 
@@ -18,7 +17,8 @@ LATENCY_BYTES = 4096  # up to this size a transfer is all latency, and its rate 
 class Matrix:
     """Times of all pairs at one size. ranks, hosts: of the n ends. times: [n, n], median s from one to the other.
 
-    NaN where nothing was measured. Both ways at once, times[i, j] = times[j, i].
+    best: [n, n], median s of the fastest pass: other load slows some passes, a fault slows all. NaN where nothing was
+    measured. Both ways at once, times[i, j] = times[j, i].
     """
 
     ranks: tuple[int, ...]
@@ -26,6 +26,7 @@ class Matrix:
     bytes: int
     ways: str
     times: Array
+    best: Array
 
     @property
     def is_latency(self) -> bool:
@@ -48,20 +49,22 @@ class Matrix:
         return self.times if self.ways == BOTH_WAYS else self.times / 2
 
 
-def matrix(ranks: Sequence[int], hosts: Sequence[str], size: int, ways: str, medians: Mapping[Pair, float]) -> Matrix:
-    """The matrix of `medians` (s) by (from, to) in ranks; pairs of other ranks are left out."""
+def square(ranks: Sequence[int], ways: str, times: Mapping[Pair, float]) -> Array:
+    """[n, n] of times (s) by (from, to) in ranks; pairs of other ranks are left out."""
     place = {rank: index for index, rank in enumerate(ranks)}
-    times = np.full((len(ranks), len(ranks)), np.nan)
-    for (sender, receiver), time in medians.items():
+    found = np.full((len(ranks), len(ranks)), np.nan)
+    for (sender, receiver), time in times.items():
         if sender in place and receiver in place and time > 0:
-            times[place[sender], place[receiver]] = time
+            found[place[sender], place[receiver]] = time
             if ways == BOTH_WAYS:
-                times[place[receiver], place[sender]] = time
-    return Matrix(tuple(ranks), tuple(hosts), size, ways, times)
+                found[place[receiver], place[sender]] = time
+    return found
 
 
-def relative_speed(measured: Matrix) -> Array:
-    """[n, n]: each pair's speed over the usual speed of its like: pairs within a host, or pairs between hosts.
+def relative_speed(measured: Matrix, times: Array) -> Array:
+    """[n, n]: each pair's speed over the usual one of its like: pairs within a host, or pairs between hosts.
+
+    times: those of the matrix that count, `times` or `best`.
 
     Usual is the median over ends of each end's median over all that it sends and receives (of an even number the higher
     of the middle two). Unlike the median of all pairs it stays with the healthy while fewer than half of the ends are
@@ -69,7 +72,7 @@ def relative_speed(measured: Matrix) -> Array:
     """
     names = np.array(measured.hosts)
     alike = names[:, None] == names[None, :]
-    speed = 1 / measured.times
+    speed = 1 / times
     found = np.full(speed.shape, np.nan)
     for kind in (alike, ~alike):
         chosen = np.where(kind, speed, np.nan)

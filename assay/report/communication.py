@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from assay.report.arrival import late_part, split_chart
 from assay.report.cells import Cell, Chapter, Column, Part, Table, figure_cell, metric_label, ranks
 from assay.report.charts import Axis, LineChart, Series
 from assay.report.quantities import percent, size
@@ -16,6 +17,7 @@ _COLUMNS = (
     "call_time_p50_random_order",
     "call_time_p95",
     "call_time_p99",
+    "waiting_time",
     "batch_call_time",
     "algbw",
     "busbw",
@@ -95,13 +97,24 @@ def communication_chapter(result: RunResult) -> Chapter:
         groups.setdefault(sweep.op, []).append(sweep)
     if not groups:
         return Chapter("communication", "Communication", "No case of this run measured a collective.")
-    charts = [chart for op, group in groups.items() for chart in _charts(op, group)]
+    drawn = {op: [sweep for sweep in group if sweep.best()] for op, group in groups.items()}
+    charts = [chart for op, group in drawn.items() if group for chart in _charts(op, group)]
+    tardy = {case.name for case in result.cases if case.late}
+    split = [
+        chart
+        for group in groups.values()
+        for sweep in group
+        if sweep.case in tardy and (chart := split_chart(f"{sweep.op}, {setting(sweep)}", sweep.points))
+    ]
     lead = (
         "Bus bandwidth (busbw) over message size. †: doubted, see Doubts. Whiskers are the interval of each point; where none is seen, it is "
         "narrower than the mark. Figures beneath each other in a table are the value and its interval."
     )
+    late = late_part([(case.name, case.late) for case in result.cases])
     parts = [
         Part(charts=charts),
+        *([late] if late else []),
+        *([Part("Waiting and transfer", charts=split)] if split else []),
         *(Part(op, tables=[_table(sweep) for sweep in group]) for op, group in groups.items()),
     ]
     return Chapter("communication", "Communication", lead, parts)

@@ -6,16 +6,17 @@ from typing import Any
 
 import numpy as np
 
+from assay.arrival import Lateness, widened
 from assay.bandwidth import COLLECTIVES, algbw, busbw, deepspeed_throughput
 from assay.estimates import (
     Estimate,
     compare_pairs,
-    completion_times,
     mean_of_batches,
     median_interval,
-    slowest_rank_times,
 )
 from assay.record import RankFile
+from assay.scoring import arrival
+from assay.scoring.arrival import call_times
 from assay.scoring.ceilings import find, find_figure, least_share
 from assay.scoring.result import Curve, Figure
 from assay.scoring.samples import Array, by_rank, device_of, rate, stacked, tail_figure
@@ -45,6 +46,11 @@ def derive(files: list[RankFile], options: Mapping[str, Any], limits: list[Figur
     return [replace(figure, tags=_told(figure.tags)) for figure in figures], []
 
 
+def late_ranks(files: list[RankFile]) -> list[Lateness]:
+    """The late rank of every measurement that has one, in the order measured."""
+    return [replace(item, tags=_told(item.tags)) for item in arrival.late_ranks(files, _measured(files))]
+
+
 def _told(tags: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in tags.items() if value is not None}
 
@@ -70,21 +76,23 @@ def _single_calls(files: list[RankFile], tags: dict[str, Any]) -> list[Figure]:
     missing = refused or _missing(by_rank(files, "call_exit", tags), tags)
     if missing:
         return [Figure("call_time_p50", "s", None, tags, better="lower", reason=missing)]
-    times = call_times(files, tags)
+    times, how, error = call_times(files, tags)
     if not times.size:
         return [Figure("call_time_p50", "s", None, tags, better="lower", reason="no single calls recorded")]
-    how = "last entry to last exit" if has_one_clock(files) else "longest over ranks, waiting included"
-    p50 = median_interval(times)
+    p50 = widened(median_interval(times), error)
     typical = Figure("call_time_p50", "s", replace(p50, method=f"{how}; {p50.method}"), tags, better="lower")
-    return [typical, *(tail_figure(f"call_time_p{q}", times, q, how, tags) for q in (95, 99)), *_again(files, tags)]
+    tails = [tail_figure(f"call_time_p{q}", times, q, how, tags) for q in (95, 99)]
+    # Where clocks allow it, transfer is the time of a call by another name; what is told of it is the waiting.
+    waits = [figure for figure in arrival.figures(files, tags) if figure.metric == "waiting_time"]
+    return [typical, *tails, *_again(files, tags), *waits]
 
 
 def _again(files: list[RankFile], tags: dict[str, Any]) -> list[Figure]:
     """The same calls, timed once more after the sweep, with sizes in random order."""
-    times = call_times(files, {**tags, "order": "random"})
+    times, _, error = call_times(files, {**tags, "order": "random"})
     if not times.size:
         return []
-    p50 = median_interval(times)
+    p50 = widened(median_interval(times), error)
     method = f"after the sweep, sizes in random order; {p50.method}"
     return [Figure("call_time_p50_random_order", "s", replace(p50, method=method), tags, better="lower")]
 
@@ -136,11 +144,24 @@ def _checked(files: list[RankFile], tags: dict[str, Any]) -> list[Figure]:
     looks = max(array.size for array in wrong.values())
     method = f"wrong elements over all ranks after {looks} calls on patterned data, most of them timed ones"
     figures = [Figure("check_errors", "1", Estimate(total, None, None, len(wrong), method), tags)]
+    early = _left_early(files, tags)
+    if early:
+        method = "calls that a rank left before the last rank had entered, which cannot be"
+        figures.append(Figure("left_early", "1", Estimate(float(early), None, None, len(wrong), method), tags))
     late = sum(array.sum() for array in by_rank(files, "late_elements", tags).values())
     if late:
         method = "wrong when the call returned, right a moment later"
         figures.append(Figure("late_elements", "1", Estimate(float(late), None, None, len(wrong), method), tags))
     return figures
+
+
+def _left_early(files: list[RankFile], tags: dict[str, Any]) -> int:
+    if not COLLECTIVES[str(tags["op"])].waits or tags["groups"] or not has_one_clock(files):
+        return 0
+    entries, exits = stacked(by_rank(files, "call_entry", tags)), stacked(by_rank(files, "call_exit", tags))
+    if not entries.size or entries.shape != exits.shape:
+        return 0
+    return int(np.count_nonzero(exits.min(axis=0) < entries.max(axis=0)))
 
 
 def _compared(files: list[RankFile], measured: Sequence[dict[str, Any]]) -> list[Figure]:
@@ -191,19 +212,6 @@ def _missing(samples: Mapping[int, Array], tags: Mapping[str, Any]) -> str | Non
     return "ranks recorded different numbers of samples" if uneven else None
 
 
-def call_times(files: list[RankFile], tags: Mapping[str, Any]) -> Array:
-    """Seconds of single calls over the ranks that took part: entry of the last to exit of the last.
-
-    Where ranks have no common clock, the longest duration over ranks.
-    """
-    entries, exits = stacked(by_rank(files, "call_entry", tags)), stacked(by_rank(files, "call_exit", tags))
-    shortest = min(entries.shape[1], exits.shape[1])
-    entries, exits = entries[:, :shortest], exits[:, :shortest]
-    if not entries.size:
-        return entries.reshape(-1)
-    return (completion_times if has_one_clock(files) else slowest_rank_times)(entries, exits)
-
-
 def has_one_clock(files: Iterable[RankFile]) -> bool:
     """Whether all ranks read the same monotonic clock, so that their entries and exits can be compared."""
     return len({file.header.clock_id for file in files if file.header}) == 1
@@ -211,8 +219,8 @@ def has_one_clock(files: Iterable[RankFile]) -> bool:
 
 def _calls(files: list[RankFile], tags: Mapping[str, Any]) -> set[int]:
     return {
-        int(block.tags["calls"] or 0)
+        int(block.tags.get("calls") or 0)
         for file in files
         for block in file.blocks
-        if block.metric == "batch_time" and _agree(block.tags, tags)
+        if block.metric == "batch_time" and not block.reason and _agree(block.tags, tags)
     }

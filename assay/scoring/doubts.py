@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from assay.arrival import LONGEST
 from assay.record import RankFile
-from assay.scoring import imported, sensors
+from assay.scoring import arrival, imported, sensors
 from assay.scoring.result import CaseResult, Doubt, Figure
 from assay.scoring.sensors import SensorFile
 from assay.units import format_si, format_size
@@ -31,7 +32,9 @@ COARSE = 1e-6  # s; calls shorter than this are mostly the clock's own cost
 # kind → what to do. No doubt exists outside this list.
 ADVICE = {
     "wrong_data": "do not use any figure of this case; find the faulty link, library or device first",
+    arrival.KIND: arrival.ADVICE,
     "imported": "for intervals and percentiles measure with comms/bench.py on the same machine",
+    "smoke_sizes": "take it as a proof that everything runs; run the suite itself for figures",
     "not_awaited": "the call returns before it is done: no time of this size means anything; await the handle, or mend the backend",
     "order_effect": "the time depends on what ran before: compare only runs with the same sweep, or measure one --size",
     "wider_than_asked": "raise the budget (-o budget=…), or ask for less (-o target=…)",
@@ -74,6 +77,7 @@ def of_case(case: CaseResult, files: list[RankFile], cores: int | None) -> list[
     else:
         found += _mean_above_p99(case)
     found += _order_effect(case)
+    found += [doubt(kind, case.name, subject, message) for kind, subject, message in arrival.doubts(case.late)]
     found += _wider_than_asked(case)
     for file in files:
         if file.garbage:
@@ -87,8 +91,10 @@ def of_case(case: CaseResult, files: list[RankFile], cores: int | None) -> list[
             found.append(doubt("garbage_records", case.name, file.path.name, message))
     if (files or ended_well) and ranks < case.world and not foreign:
         found.append(doubt("missing_ranks", case.name, "records", f"{ranks} of {case.world} ranks have records"))
-    if case.about and not case.about["one_clock"] and case.script.startswith("comms"):
-        found.append(doubt("no_common_clock", case.name, "call times", "ranks ran on hosts without a common clock"))
+    apart = [figure for figure in case.figures if figure.estimate and LONGEST in figure.estimate.method]
+    if apart:
+        message = f"the clocks of the ranks could not be compared well enough for {len(apart)} figures"
+        found.append(doubt("no_common_clock", case.name, "call times", message))
     if cores and case.about and case.about["device"] == "cpu":
         threads = case.world // case.about["hosts"] * int(case.about.get("threads", 1))
         if threads > cores:
@@ -117,7 +123,7 @@ def _concerns(item: Doubt, figure: Figure) -> bool:
     if item.kind in ("garbage_records", "missing_ranks", "unreadable_records", "memory_errors"):
         return True
     if item.kind == "no_common_clock":
-        return figure.metric.startswith("call_time")
+        return figure.estimate is not None and LONGEST in figure.estimate.method
     if item.kind in (
         "wrong_data",
         "not_awaited",
@@ -136,6 +142,15 @@ def of_machine(document: Mapping[str, Any]) -> list[Doubt]:
         message = f"load was {load:.1f} on {cores} cores before the run began"
         found.append(doubt("busy_machine", "run", "machine", message))
     return found
+
+
+def of_suite(document: Mapping[str, Any]) -> list[Doubt]:
+    """Whether the run is of a smoke twin, whose figures must not be taken for those of the suite."""
+    twin = document.get("suite", {}).get("smoke_of")
+    if not twin:
+        return []
+    message = f"this was the smoke twin of the suite {twin}: the same cases at small sizes"
+    return [doubt("smoke_sizes", "run", "all figures", message)]
 
 
 def of_sensors(case: str, files: Sequence[SensorFile]) -> list[Doubt]:
@@ -172,7 +187,10 @@ def _of_figure(case: str, figure: Figure) -> list[Doubt]:
     if above is not None and above > 1:
         found.append(doubt("above_ceiling", case, subject, f"{shown} is {above:.0%} of the {figure.share_of}"))
     if figure.metric == "late_elements":
-        message = f"{figure.value:.0f} elements were wrong when the call returned and right half a second later"
+        message = f"{figure.value:.0f} elements were wrong when the call returned and right a moment later"
+        found.append(doubt("not_awaited", case, subject, message))
+    if figure.metric == "left_early":
+        message = f"a rank left {figure.value:.0f} calls before the last rank had entered"
         found.append(doubt("not_awaited", case, subject, message))
     if figure.metric in _MEASURED_RATES and figure.estimate.low is None:
         found.append(doubt("no_interval", case, subject, f"{shown} has no interval: {figure.estimate.method}"))

@@ -1,6 +1,6 @@
 """Figures of imported runs: what another tool printed, with our formulas. No spread is known where it printed none."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 

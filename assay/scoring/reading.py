@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from assay.arrival import Lateness
 from assay.errors import BadInput
 from assay.record import RankFile, read_rank_file
 from assay.rundir import CaseDir, RunDir, read_document
@@ -63,12 +64,21 @@ def read_run(path: Path) -> RunResult:
         noted += _guarded(case, partial(doubts.of_sensors, case.name, beside), [], noted)
         told = _guarded(case, partial(sensors.notes, beside, files), no_notes, noted)
         noted += [doubts.doubt("sensors_missing", case.name, "sensors", text) for text in told]
-        known = replace(case, figures=figures, curves=curves, sensed=sensed, about=_about(files))
+        nobody: list[Lateness] = []
+        late = (
+            _guarded(case, partial(comms.late_ranks, files), nobody, noted) if case.script == "comms/bench" else nobody
+        )
+        known = replace(case, figures=figures, curves=curves, sensed=sensed, late=late, about=_about(files))
         noted += doubts.of_case(known, files, document["host"].get("cores_usable"))
         cases.append(doubts.beside_figures(known, [item for item in noted if item.case == case.name]))
     checkups = run.checkups()
     # First of all: what makes every figure doubtful.
-    noted = [*doubts.of_checkups(checkups), *([] if checkups else doubts.of_machine(document)), *noted]
+    noted = [
+        *doubts.of_suite(document),
+        *doubts.of_checkups(checkups),
+        *([] if checkups else doubts.of_machine(document)),
+        *noted,
+    ]
     noted += doubts.of_provenance(document, [_provenance(run.case(case.name)) for case in cases])
     roofs = rooflines([(case, files) for case, (_, files) in zip(cases, found, strict=True)], limits)
     return RunResult(str(path), document, cases, limits, noted, checkups=checkups, rooflines=roofs)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from assay.arrival import Lateness
 from assay.estimates import Estimate
 from assay.roofline import Roofline
 from assay.rundir import Status
@@ -80,6 +81,8 @@ class CaseResult:
     curves: list[Curve] = field(default_factory=list)
     about: Mapping[str, Any] = field(default_factory=dict)
     """Of rank 0's header: device, device_name, backend, torch, threads; hosts (count), bytes logged."""
+    late: Sequence[Lateness] = ()
+    """Ranks that came late to collectives, one for each op and size that has one."""
     sensed: list[Figure] = field(default_factory=list)
     """What the sensors beside the ranks tell of each device: power, temperature, clocks, throttling, risen counters."""
 

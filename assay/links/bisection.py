@@ -1,0 +1,71 @@
+"""What one half of the ends sends to the other when all its pairs talk at once, and which half is slower."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from assay.estimates import Estimate, median_interval
+from assay.links.rounds import Pair
+
+PASSES = 6  # the fewest that give a 95 % interval
+ALONE_PAIRS = 8  # pairs of a cut that are measured alone too, spread over all
+ALONE_PASSES = 3
+
+Times = Mapping[tuple[int, Pair], float]
+"""(pass, (from, to)) → median s of a transfer."""
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """One cut in one direction. senders, receivers: names of the halves' ends. rate: B/s over all pairs, they at once.
+
+    of_alone: rate of the pairs that were measured alone too, as a share of the sum of their rates alone; None if unknown.
+    """
+
+    cut: int
+    senders: tuple[str, ...]
+    receivers: tuple[str, ...]
+    pairs: int
+    bytes: int
+    rate: Estimate
+    of_alone: float | None
+
+
+def crossing(
+    cut: int,
+    halves: tuple[Sequence[str], Sequence[str]],
+    pairs: Sequence[Pair],
+    size: int,
+    together: Times,
+    alone: Times,
+) -> Crossing | None:
+    """What a cut carries in one direction. pairs: (from, to) of all that talk at once; None if one has no times.
+
+    The rate of a pass is the sum over pairs of size / median time; the figure is the median over passes.
+    """
+    numbers = sorted({number for number, _ in together})
+    complete = [number for number in numbers if all((number, pair) in together for pair in pairs)]
+    if not complete or not pairs:
+        return None
+    sums = [sum(size / together[number, pair] for pair in pairs) for number in complete]
+    rate = median_interval(sums)
+    method = f"sum over {len(pairs)} pairs that talk at once; {rate.method}"
+    known = sorted({pair for _, pair in alone} & set(pairs))
+    share = None
+    if known:
+        rates = [[_typical(times, pair, size) for pair in known] for times in (together, alone)]
+        share = sum(rates[0]) / sum(rates[1])
+    return Crossing(cut, tuple(halves[0]), tuple(halves[1]), len(pairs), size, replace(rate, method=method), share)
+
+
+def _typical(times: Times, pair: Pair, size: int) -> float:
+    return size / float(np.median([time for (_, one), time in times.items() if one == pair]))
+
+
+def slower_half(there: Crossing, back: Crossing) -> Crossing | None:
+    """The direction that carries less, if the intervals of the two do not meet."""
+    slow, fast = sorted((there, back), key=lambda one: one.rate.value)
+    if slow.rate.high is None or fast.rate.low is None or slow.rate.high >= fast.rate.low:
+        return None
+    return slow

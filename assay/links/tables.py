@@ -1,0 +1,34 @@
+"""The matrix as a table for a terminal."""
+
+import math
+
+import numpy as np
+
+from assay.links.matrix import BOTH_WAYS, Matrix
+from assay.units import format_si, format_size, si_scale
+
+MOST_COLUMNS = 12  # of a matrix that is printed whole
+SLOWEST = 5  # pairs that are printed of a larger one
+
+
+def matrix_lines(measured: Matrix) -> list[str]:
+    """Rates (latencies at a small size), from the rank of the row to the rank of the column; the slowest of a large one."""
+    both = ", both ways at once, both counted" if measured.ways == BOTH_WAYS else ""
+    unit = "s" if measured.is_latency else "B/s"
+    values = measured.latencies if measured.is_latency else measured.rates
+    known = np.isfinite(values)
+    if not known.any():
+        return [f"# {format_size(measured.bytes)}{both}: no pair was measured"]
+    what = "latency, one way" if measured.is_latency and not both else "latency" if measured.is_latency else "rate"
+    if len(measured.ranks) > MOST_COLUMNS:
+        order = np.argsort(np.where(known, measured.times, -1), axis=None)[::-1][:SLOWEST]
+        pairs = [np.unravel_index(index, values.shape) for index in order]
+        shown = [f"{measured.ranks[i]}→{measured.ranks[j]} {format_si(float(values[i, j]), unit)}" for i, j in pairs]
+        middle = format_si(float(np.median(values[known])), unit)
+        return [f"# {format_size(measured.bytes)}{both}: median {what} {middle}; slowest pairs: {', '.join(shown)}"]
+    scale, shown_unit = si_scale(float(np.median(values[known])), unit)
+    lines = [f"# {format_size(measured.bytes)}{both}: {what} in {shown_unit}, from the rank at the left to that above"]
+    lines.append(" " * 6 + "".join(f"{rank:>9}" for rank in measured.ranks))
+    for rank, row in zip(measured.ranks, values / scale, strict=True):
+        lines.append(f"{rank:>6}" + "".join(f"{'–' if math.isnan(value) else f'{value:.3g}':>9}" for value in row))
+    return lines

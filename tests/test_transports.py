@@ -1,0 +1,165 @@
+"""Every transport and every variant of a call, in real ranks: the same ops, the same records, the right data."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from assay.bandwidth import COLLECTIVES
+from assay.record import RankFile, read_rank_file
+from assay.scoring.comms import derive
+from assay.scoring.result import Figure
+from tests.conftest import ROOT, mpirun, torchrun
+
+QUICK = ("--size", "12KiB", "--budget", "0.02", "--no-audit")
+
+
+def records(folder: Path) -> list[RankFile]:
+    return [read_rank_file(path) for path in sorted(folder.glob("rank-*.jsonl"))]
+
+
+def figures_of(folder: Path) -> list[Figure]:
+    return derive(records(folder), {}, [])[0]
+
+
+def measured(figures: list[Figure]) -> set[str]:
+    """Ops that have a time and not one wrong element."""
+    timed = {str(figure.tags["op"]) for figure in figures if figure.metric == "batch_call_time" and figure.value}
+    wrong = {str(figure.tags["op"]) for figure in figures if figure.metric == "check_errors" and figure.value != 0}
+    return timed - wrong
+
+
+def test_mpi_itself_runs_every_collective_in_and_out_of_place(tmp_path: Path) -> None:
+    done = mpirun(
+        3, "comms/bench.py", "--transport", "mpi", "--ops", "all", "--placement", "both", *QUICK, "--out", tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    figures = figures_of(tmp_path)
+    assert measured(figures) == set(COLLECTIVES)
+    assert {figure.tags["backend"] for figure in figures} == {"mpi4py"}
+    refused = {figure.reason for figure in figures if figure.metric == "busbw" and figure.value is None}
+    assert "mpi4py: MPI has no broadcast out of place" in refused, "what cannot be is NA with the reason"
+    twice = [f for f in figures if f.metric == "busbw" and f.tags["op"] == "all_reduce" and f.value]
+    assert [f.tags.get("placement") for f in twice] == [None, "out"], (
+        "in place is all_reduce's usual way, without a tag"
+    )
+
+
+def test_two_transports_take_turns_and_are_compared(tmp_path: Path) -> None:
+    done = mpirun(2, "comms/bench.py", "--transport", "mpi", "--versus", "gloo", *QUICK, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"# gloo / mpi4py at 12288 B: time x [\d.]+", done.stdout)
+    (ratio,) = [figure for figure in figures_of(tmp_path) if figure.metric == "time_ratio"]
+    assert ratio.tags["versus"] == "mpi4py"
+    assert ratio.tags["backend"] == "gloo"
+    assert ratio.estimate is not None
+    assert ratio.estimate.low is not None
+    assert ratio.estimate.low <= ratio.estimate.value
+
+
+@pytest.mark.parametrize("run", [torchrun, mpirun])
+def test_groups_coalesced_and_asynchronous_calls(
+    run: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
+) -> None:
+    own = ("--transport", "mpi") if run is mpirun else ()
+    variant = ("--split", "mod:2", "--coalesce", "3", "--async", "--ops", "all")
+    done = run(
+        4, "comms/bench.py", *own, *variant, "--size", "12KiB", "--budget", "0.02", "--no-audit", "--out", tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    figures = figures_of(tmp_path)
+    assert measured(figures) == set(COLLECTIVES)
+    for figure in figures:
+        assert (figure.tags["world"], figure.tags["groups"], figure.tags["coalesced"]) == (2, 2, 3)
+        assert figure.tags["asynchronous"] is True
+        assert figure.tags["means"] == "all begun, then all awaited"
+
+
+def test_every_element_type_and_reduction_is_measured_or_says_why_not(tmp_path: Path) -> None:
+    done = torchrun(
+        2,
+        "comms/bench.py",
+        "--dtype",
+        "all",
+        "--redop",
+        "all",
+        "--ops",
+        "all_reduce,broadcast",
+        *QUICK,
+        "--out",
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    bus = [figure for figure in figures_of(tmp_path) if figure.metric == "busbw"]
+    assert len(bus) == 7 * 5 + 7, "seven types times five reductions, and one broadcast a type"
+    refused = {(figure.tags["redop"], figure.reason) for figure in bus if figure.value is None}
+    assert refused == {("avg", "gloo: gloo has no average")}
+
+
+def test_traffic_of_a_file(tmp_path: Path) -> None:
+    matrix = tmp_path / "traffic.txt"
+    matrix.write_text("# expert parallel: rank 1 takes most\n0, 3\n1, 4\n")
+    out = tmp_path / "records"
+    done = torchrun(2, "comms/bench.py", "--ops", "all_to_all_v", "--matrix", matrix, *QUICK, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert measured(figures_of(out)) == {"all_to_all_v"}
+    matrix.write_text("0 3 1\n1 4 1\n1 1 1\n")
+    done = torchrun(2, "comms/bench.py", "--ops", "all_to_all_v", "--matrix", matrix, *QUICK)
+    assert done.returncode != 0
+    assert f"--matrix {matrix}: 3 lines for 2 ranks; give one line a rank" in done.stderr
+    matrix.write_text("0 3\n1 x\n")
+    done = torchrun(2, "comms/bench.py", "--ops", "all_to_all_v", "--matrix", matrix, *QUICK)
+    assert f"{matrix}: line 2: 'x' should be a number, 0 or more" in done.stderr
+
+
+@pytest.mark.parametrize("fault", ["swap_two_chunks", "flip_a_bit", "skip_a_contribution", "return_early"])
+def test_every_fault_of_a_transport_is_caught_in_every_collective(fault: str, tmp_path: Path) -> None:
+    short = ("--warmup", "1", "--calls", "1", "--batches", "1", "--max-calls", "3", "--no-audit", "--budget", "0.02")
+    args = (fault, "--ops", "all", "--size", "2KiB", *short, "--out", tmp_path)
+    done = torchrun(2, "tests/ranks_faults.py", *args, PYTHONPATH=".")
+    assert done.returncode == 1, done.stderr
+    assert "are wrong; trust no figure of this run" in done.stderr
+    figures = figures_of(tmp_path)
+    caught = {str(f.tags["op"]) for f in figures if f.metric in ("check_errors", "left_early") and f.value}
+    # A barrier has no data; that it does not wait is all that can be wrong with it.
+    assert caught == set(COLLECTIVES) - (set() if fault == "return_early" else {"barrier"})
+    late = {str(f.tags["op"]) for f in figures if f.metric == "late_elements"}
+    assert late == (set(COLLECTIVES) - {"barrier"} if fault == "return_early" else set())
+
+
+def error_sentences(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("assay: error: ")]
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (("--backend", "nccl"), "rank 0: --backend nccl is not built into this torch; it has gloo"),
+        (("--versus", "ucc"), "rank 0: backend ucc is not built into this torch; it has gloo"),
+        (("--versus", "gloo"), "rank 0: --versus gloo: is what --transport measures already; name another"),
+        (("-e", "512TiB", "-b", "512TiB"), "more than this host has free; give a smaller one"),
+        (
+            ("--split", "div:3"),
+            "--split div:3: 4 ranks fall into groups of 1 and 3; expected groups of one size, 2 or more",
+        ),
+        (("--transport", "mpi"), "the launcher started 4 ranks, but MPI sees 1; start with mpirun -n 4"),
+        (("--redop", "avg"), "rank 0: nothing can be measured: gloo: gloo has no average"),
+    ],
+)
+def test_bad_input_is_one_sentence_once(args: tuple[str, ...], sentence: str) -> None:
+    done = torchrun(4, "comms/bench.py", *args)
+    assert done.returncode != 0
+    (said,) = error_sentences(done.stderr)
+    assert sentence in said
+    assert "Traceback (most recent call last)" not in done.stderr.partition("torch/distributed")[0]
+
+
+def test_ranks_that_disagree_are_told_once_what_differs() -> None:
+    script = (sys.executable, str(ROOT / "comms/bench.py"), "--transport", "mpi")
+    done = mpirun(1, "comms/bench.py", "--transport", "mpi", ":", "-n", "1", *script, "--max", "2MiB")
+    assert done.returncode == 2
+    (said,) = error_sentences(done.stderr)
+    assert re.search(r"--max: rank 1 on \S+ was given 2097152, rank 0 16777216; start every rank with the same", said)
