@@ -25,7 +25,7 @@ from assay.bench_tables import STYLES, Heading, Line
 from assay.clock import now
 from assay.clock_sync import Alignment
 from assay.collectives.operations import OPERATIONS
-from assay.collectives.refusals import refuse_too_large, why_not
+from assay.collectives.refusals import refuse_beyond_memory, why_not
 from assay.collectives.trial import Trial, Variant
 from assay.errors import BadInput, RunFailed
 from assay.estimates import (
@@ -266,7 +266,8 @@ def bench(job: Job, transports: Sequence[Transport]) -> None:
         ]
         for variant in variants(options)
     }
-    refuse_too_large(here, [trial for sweep in sweeps.values() for trials in sweep for trial in trials])
+    largest = max((trials[0] for sweep in sweeps.values() for trials in sweep), key=lambda trial: trial.bytes_needed)
+    refuse_beyond_memory(here, largest.bytes_needed, f"--max: {largest.op} of {format_size(largest.size)}")
     begun, done, total, wrong, refusals = now(), 0, sum(map(len, sweeps.values())), 0, []
     for sweep in sweeps.values():
         refusal = why_not(options, here, sweep[0])

@@ -246,8 +246,9 @@ def links(options: LinksOptions, here: Session, transport: Transport, beacon: Be
     assert isinstance(again, list)
     if first:
         print("\n".join(line for one in measured for line in matrix_lines(one)), flush=True)
-    if again:
-        confirm(options, part, again)
+    comparable = [one for one in again if one.controls]
+    if comparable:
+        confirm(options, part, comparable)
         times |= part.everyones()
     if options.bisection:
         bisect(options, part, groups)

@@ -18,7 +18,7 @@ import math
 import os
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,21 +28,20 @@ import torch
 from assay.beacon import Beacon
 from assay.clock import now
 from assay.collectives.pattern import EVALUATIONS
+from assay.collectives.refusals import refuse_beyond_memory
 from assay.collectives.trial import Trial, Variant
 from assay.errors import BadInput, RunFailed
 from assay.estimates import FEWEST_SETTLED, Estimate, independent_count, median_interval, next_look
 from assay.hang_watch import beacon_of
 from assay.limits.products import KINDS, Kind, Shape, Unsupported, product, refusals
 from assay.limits.timing import take_samples
-from assay.options import parse_command_line
-from assay.options.overlap import OverlapOptions
+from assay.options import OverlapOptions, parse_command_line
+from assay.overlap import PARTS, Array, exposed_times, overlap_shares
 from assay.progress import progress_line
 from assay.ranks import Session, session
 from assay.record import TagValue
-from assay.scoring.overlap import PARTS, exposed_times, overlap_shares
-from assay.scoring.samples import Array
 from assay.transports import Transport, open_transport
-from assay.units import format_duration, format_si, format_size
+from assay.units import format_duration, format_size
 from assay.world import MPI_BACKEND
 
 FEWEST_ROUNDS = 6  # timed even when the budget is gone: the fewest that give a 95 % interval
@@ -258,20 +257,6 @@ def nothing(*_: object) -> None:
     """Stands where a part has no collective or no products."""
 
 
-def refuse_too_large(options: OverlapOptions, here: Session, trials: Sequence[Trial]) -> None:
-    """Raise BadInput, on every rank, if buffers and matrices need more memory than there is on any."""
-    free = here.device.memory().free
-    sharers = here.world.local_size if here.device.type == "cpu" else 1
-    matrices = 64 * (options.gemm or 0) ** 2  # operands, results, and what they are made of: 8 of at most 8 bytes each
-    need = (max(trial.bytes_needed for trial in trials) + matrices) * sharers
-    lacking = here.world.largest(np.array([need - (free if free is not None else need)], dtype=np.float64))[0]
-    if lacking > 0:
-        raise BadInput(
-            f"--size, --gemm: buffers and matrices need {format_si(float(need), 'B')} on each host or device, "
-            f"{format_si(float(lacking), 'B')} more than is free; give smaller ones"
-        )
-
-
 def heading_of(options: OverlapOptions, here: Session, transport: Transport) -> str:
     """The lines above the table."""
     hosts = len(set(here.world.hosts))
@@ -304,7 +289,10 @@ def bench(options: OverlapOptions, here: Session, transport: Transport, beacon: 
     trials = [Trial(one, here, transport, variant, size) for one, size in zip(asked, options.size, strict=True)]
     if trials[0].refused:
         raise BadInput(f"--op {options.op} --dtype {options.dtype}: {trials[0].refused}; choose another")
-    refuse_too_large(options, here, trials)
+    matrices = 64 * (options.gemm or 0) ** 2  # operands, results, and what they are made of: 8 of at most 8 bytes each
+    largest = max(trials, key=lambda trial: trial.bytes_needed)
+    what = f"--size, --gemm: {options.op} of {format_size(largest.size)} beside the products"
+    refuse_beyond_memory(here, largest.bytes_needed + matrices, what)
     first, begun, wrong = here.world.is_first, now(), 0
     if first:
         print(heading_of(options, here, transport), flush=True)

@@ -154,7 +154,7 @@ def test_every_reduction_shows_a_rank_that_was_left_out(redop: str, dtype: torch
 
 def test_an_average_may_be_scaled_before_it_is_summed() -> None:
     here, buffers = received("all_reduce", 0, 4096, torch.float32, "avg")
-    scaled = sum((pattern(here, rank, torch.arange(4096)).float() * (1 / 3 * 3 / WORLD) for rank in range(WORLD)))
+    scaled = sum(pattern(here, rank, torch.arange(4096)).float() * (1 / 3 * 3 / WORLD) for rank in range(WORLD))
     assert isinstance(scaled, torch.Tensor)
     buffers.received.copy_(scaled)
     assert OPERATIONS["all_reduce"].check(here, buffers).wrong == 0

@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -26,7 +25,7 @@ from assay.record import RankFile, read_rank_file
 from assay.report.heatmap import MOST_CELLS, HeatMap
 from assay.report.links import links_chapter
 from assay.scoring.links import derive, doubts, survey
-from tests.conftest import ROOT, environment, mpirun, torchrun
+from tests.conftest import ROOT, mpirun, torchrun
 from tests.netlab import Host, lab, limit, run_ranks
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -130,7 +129,7 @@ def distinct(count: int) -> list[str]:
     return [f"node{number}" for number in range(count)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     count=st.integers(3, 12),
     seed=st.integers(0, 2**32),
@@ -158,7 +157,7 @@ def test_a_slow_rank_is_named_with_what_it_does_slowly(
     assert ratio.value == pytest.approx(slowness, rel=0.3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(count=st.integers(3, 12), seed=st.integers(0, 2**32), slowness=st.floats(0.02, 0.45), data=st.data())
 def test_a_slow_link_is_named_and_not_its_ends(count: int, seed: int, slowness: float, data: st.DataObject) -> None:
     sender, receiver = data.draw(st.permutations(range(count)))[:2]
@@ -173,7 +172,7 @@ def test_a_slow_link_is_named_and_not_its_ends(count: int, seed: int, slowness: 
     assert f"from {sender} to {receiver} at" in sentences(found)[0]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(count=st.integers(2, 12), seed=st.integers(0, 2**32), noise=st.floats(0, 0.3))
 def test_noise_names_nobody(count: int, seed: int, noise: float) -> None:
     found = drawn(np.ones((count, count)), distinct(count), noise, seed, sizes=(8, SIZE))
@@ -210,13 +209,6 @@ def test_an_uneven_network_blames_no_link() -> None:
     found = drawn(np.where(racks[:, None] == racks, 1.0, 0.4), distinct(8), 0.02, 1)
     assert named(found) == set()
     assert "too many to be single links: the network is uneven or busy" in " ".join(sentences(found))
-
-
-def test_two_slow_of_three_leave_nobody_to_compare_with() -> None:
-    speeds = np.ones((3, 3))
-    speeds[0, 1:] = 0.1
-    speeds[1, 0] = speeds[1, 2] = speeds[2, 1] = 0.2
-    assert named(drawn(speeds, distinct(3), 0.01, 1)) == set()
 
 
 def test_latency_is_judged_by_its_own_factor() -> None:
@@ -300,8 +292,8 @@ def test_the_heat_map_tells_every_pair_and_shows_the_slow_one() -> None:
     assert {str(text) for text in numbers} == {"0.200", "2"}
 
 
-@settings(max_examples=20, deadline=None)
-@given(count=st.integers(MOST_CELLS + 1, 300), data=st.data())
+@settings(max_examples=6, deadline=None)
+@given(count=st.integers(MOST_CELLS + 1, 200), data=st.data())
 def test_a_large_heat_map_never_hides_a_slow_pair(count: int, data: st.DataObject) -> None:
     slow = data.draw(st.permutations(range(count)))[:2]
     root = heat_map(count, [(slow[0], slow[1])])
@@ -335,7 +327,7 @@ def verdict_lines(printed: str) -> list[str]:
     return [line.removeprefix("# ") for line in printed.splitlines() if " is slow" in line or " link is " in line]
 
 
-QUICK = ("--sizes", "8,64KiB", "--passes", "2", "--transfers", "4", "--budget", "0.05")
+QUICK = ("--sizes", "8,64KiB", "--passes", "2", "--transfers", "3", "--budget", "0.02")
 
 
 def test_four_healthy_ranks(tmp_path: Path) -> None:
@@ -370,20 +362,12 @@ def test_four_healthy_ranks(tmp_path: Path) -> None:
     assert [type(chart) for chart in chapter.parts[0].charts] == [HeatMap] * 4
 
 
-def test_ranks_of_mpi(tmp_path: Path) -> None:
-    done = mpirun(3, "comms/links.py", "--transport", "mpi", *QUICK, "--no-bisection", "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
-    figures, _ = derive(read(tmp_path), {}, [])
-    assert {f.tags["backend"] for f in figures} == {"mpi4py"}
-    assert sum(f.metric == "pair_rate" for f in figures) == 6 + 3
-
-
-FLIP = """
-import runpy, sys
+SPOIL = f"""
+import runpy
+from assay.transports.mpi import MpiTransport
 from assay.transports.protocol import Bound
-from assay.transports.torch_distributed import TorchTransport
 
-faultless = TorchTransport.send
+faultless = MpiTransport.send
 
 def faulty(self, buffer, to):
     bound = faultless(self, buffer, to)
@@ -393,25 +377,28 @@ def faulty(self, buffer, to):
         bound.call()
         buffer[-1] -= 1
 
-    return Bound(call, bound.start) if (self.rank, to) == (1, 2) and buffer.numel() > 1 else bound
+    return Bound(call, bound.start) if self.rank == 1 and buffer.numel() > 1 else bound
 
-TorchTransport.send = faulty
-runpy.run_path(sys.argv[0], run_name="__main__")
+MpiTransport.send = faulty
+runpy.run_path({str(ROOT / "comms/links.py")!r}, run_name="__main__")
 """
 
 
-def test_a_pair_that_spoils_data_is_told(tmp_path: Path) -> None:
-    code = FLIP.replace("sys.argv[0]", repr(str(ROOT / "comms/links.py")))
-    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "--no-python"]
-    argv += [sys.executable, "-c", code, *QUICK, "--passes=1", "--no-bisection", "--out", str(tmp_path)]
-    done = subprocess.run(argv, env=environment(), capture_output=True, text=True, check=False, timeout=170)
+def test_over_mpi_a_rank_that_spoils_what_it_sends_is_told(tmp_path: Path) -> None:
+    (tmp_path / "spoil.py").write_text(SPOIL)
+    out = tmp_path / "records"
+    done = mpirun(2, str(tmp_path / "spoil.py"), "--transport", "mpi", *QUICK, "--no-bisection", "--out", out)
     assert done.returncode != 0
+    assert "there is one pair only, so nothing to compare it with" in done.stdout
     assert "elements were wrong after their transfer; trust no figure of this run" in done.stderr
-    wrong = [block for file in read(tmp_path) for block in file.blocks if block.metric == "check_errors"]
-    pairs = {(block.tags["from"], block.tags["to"]) for block in wrong if block.samples.any()}
-    assert pairs == {(1, 2)}
-    figures, _ = derive(read(tmp_path), {}, [])
-    assert all((f.value or 0) > 0 for f in figures if f.metric == "check_errors")
+    wrong = [block for file in read(out) for block in file.blocks if block.metric == "check_errors"]
+    # Two passes of two sizes; what both send at once goes another way and is right.
+    spoiled = [block for block in wrong if block.samples.any()]
+    assert {(block.tags["from"], block.tags["to"], block.tags["ways"]) for block in spoiled} == {(1, 0, ONE_WAY)}
+    figures, _ = derive(read(out), {}, [])
+    assert {f.tags["backend"] for f in figures} == {"mpi4py"}
+    assert [f.value for f in figures if f.metric == "check_errors"] == [2, 2]
+    assert sum(f.metric == "pair_rate" for f in figures) == 3
 
 
 # --- Real hosts: network namespaces, one of them behind a token bucket
@@ -424,10 +411,10 @@ def namespaces() -> str:
 
 
 def run_trial(folder: Path, slow: int | None) -> tuple[str, Survey]:
-    """Four hosts, one of which sends at 50 Mbit/s."""
+    """Four hosts, one of which sends at 200 Mbit/s."""
     with lab(4) as hosts:
         if slow is not None:
-            limit(hosts[slow], "50mbit")
+            limit(hosts[slow], "200mbit")
         done = run_ranks(hosts, "comms/links.py", *TRIAL, "--out", folder)
     assert [one.returncode for one in done] == [0] * 4, "".join(one.stderr for one in done)
     found = survey(read(folder), {})

@@ -34,7 +34,7 @@ def test_bad_options_are_one_sentence_and_exit_code_2(capsys: pytest.CaptureFixt
 
 def test_sizes_of_a_sweep_are_whole_and_without_repeats() -> None:
     options = CommsOptions(ops=("all_gather",), min=1, max=4096, factor=2)
-    sizes = list(options.sizes("all_gather", 3))
+    sizes = list(options.sizes("all_gather", 3, 4))
     assert sizes == sorted(set(sizes))
     assert all(size % 12 == 0 for size in sizes)
     assert sizes[-1] == 4092

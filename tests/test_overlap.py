@@ -25,11 +25,12 @@ from assay.device import HostDevice
 from assay.errors import BadInput, RunFailed
 from assay.options.base import parse_command_line, validate
 from assay.options.overlap import OverlapOptions
+from assay.overlap import exposed_times, overlap_shares
 from assay.ranks import Session
 from assay.record import Header, RankFile, TagValue, encode_block, encode_header, read_rank_file
 from assay.recorder import Recorder
 from assay.report.overlap import overlap_part
-from assay.scoring.overlap import derive, exposed_times, overlap_shares
+from assay.scoring.overlap import derive
 from assay.scoring.result import CaseResult, Figure, RunResult
 from assay.transports import Bound
 from assay.world import World
@@ -433,6 +434,9 @@ def test_what_the_transport_or_the_memory_cannot_do_is_one_sentence(tmp_path: Pa
     here, alive = alone(tmp_path), open_beacon(tmp_path, 0, 1)
     with pytest.raises(BadInput, match="--op all_reduce --dtype float16: own threads know no halves; choose another"):
         script().bench(options_of(dtype="float16"), here, OwnThread(), alive)
-    with pytest.raises(BadInput, match=r"--size, --gemm: .* more than is free; give smaller ones"):
+    with pytest.raises(
+        BadInput,
+        match=r"--size, --gemm: all_reduce of 1024TiB beside the products needs .* more than is free; give less",
+    ):
         script().bench(options_of(size=(1 << 50,)), here, OwnThread(), alive)
     here.recorder.close()

@@ -147,7 +147,9 @@ def test_headings_descend_one_at_a_time_and_tables_have_headers(browser: Browser
 def test_every_chart_has_axis_titles_hover_texts_and_a_description(browser: Browser, tmp_path: Path) -> None:
     page = Opened(browser, write(tmp_path, sample_result()), 1280, "light").page
     charts = page.query_selector_all("svg")
-    assert len(charts) == 6 + 4  # collectives; loss, step time, gradient norm, learning rate
+    assert (
+        len(charts) == 6 + 8 + 4
+    )  # collectives; the model of each sweep; loss, step time, gradient norm, learning rate
     for chart in charts:
         assert chart.get_attribute("role") == "img"
         assert len(chart.query_selector_all(".heading")) == 2

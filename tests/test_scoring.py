@@ -11,7 +11,7 @@ from assay.arrival import LONGEST
 from assay.estimates import Estimate
 from assay.record import Block, Header, RankFile, TagValue
 from assay.rundir import Status
-from assay.scoring import ceilings, comms, doubts, training
+from assay.scoring import arrival, ceilings, comms, doubts, training
 from assay.scoring.baseline import load_baseline, load_profile
 from assay.scoring.result import CaseResult, Figure, RunResult
 from assay.scoring.score import score_run
@@ -156,9 +156,9 @@ def test_a_call_lasts_from_the_last_entry_to_the_last_exit_or_as_long_as_in_the_
     times = [([0.0, 10.0], [0.025, 10.004]), ([0.020, 10.0], [0.025, 10.003])]
     blocks = [[block("call_entry", enter, **tags), block("call_exit", leave, **tags)] for enter, leave in times]
     one_clock = [rank_file(rank, 2, blocks[rank]) for rank in (0, 1)]
-    assert comms.call_times(one_clock, tags)[0] == pytest.approx([0.005, 0.004])
+    assert arrival.call_times(one_clock, tags)[0] == pytest.approx([0.005, 0.004])
     two_clocks = [rank_file(rank, 2, blocks[rank], clock=f"boot{rank}") for rank in (0, 1)]
-    assert comms.call_times(two_clocks, tags)[0] == pytest.approx([0.025, 0.004])
+    assert arrival.call_times(two_clocks, tags)[0] == pytest.approx([0.025, 0.004])
 
 
 def test_a_ceiling_counts_only_time_in_which_all_ranks_worked() -> None:

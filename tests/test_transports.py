@@ -140,7 +140,7 @@ def error_sentences(text: str) -> list[str]:
         (("--backend", "nccl"), "rank 0: --backend nccl is not built into this torch; it has gloo"),
         (("--versus", "ucc"), "rank 0: backend ucc is not built into this torch; it has gloo"),
         (("--versus", "gloo"), "rank 0: --versus gloo: is what --transport measures already; name another"),
-        (("-e", "512TiB", "-b", "512TiB"), "more than this host has free; give a smaller one"),
+        (("-e", "512TiB", "-b", "512TiB"), "more than is free; give less"),
         (
             ("--split", "div:3"),
             "--split div:3: 4 ranks fall into groups of 1 and 3; expected groups of one size, 2 or more",

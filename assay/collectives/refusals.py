@@ -8,7 +8,7 @@ from assay.collectives.trial import Trial
 from assay.errors import AssayError, BadInput
 from assay.options import CommsOptions
 from assay.ranks import Session
-from assay.units import format_size
+from assay.units import format_si
 from assay.world import first_line
 
 
@@ -28,16 +28,17 @@ def why_not(options: CommsOptions, here: Session, trials: Sequence[Trial]) -> st
     return reasons[0] if reasons else None
 
 
-def refuse_too_large(here: Session, trials: Sequence[Trial]) -> None:
-    """Raise BadInput, on every rank, if a size needs more memory than there is on any."""
+def refuse_beyond_memory(here: Session, need: int, what: str) -> None:
+    """Raise BadInput, on every rank, if any rank lacks memory for the `need` bytes that each wants at once.
+
+    what: option and measurement, as the sentence begins.
+    """
     free = here.device.memory().free
     sharers = here.world.local_size if here.device.type == "cpu" else 1
-    largest = max(trials, key=lambda trial: trial.bytes_needed)
-    need = largest.bytes_needed * sharers
-    lacking = here.world.largest(np.array([need - (free if free is not None else need)], dtype=np.float64))[0]
+    lacking = here.world.largest(np.array([need * sharers - free if free is not None else 0], dtype=np.float64))[0]
     if lacking > 0:
         where = f"each of {sharers} ranks of a host" if sharers > 1 else "each device"
         raise BadInput(
-            f"--max: {largest.op} of {format_size(largest.size)} needs {format_size(largest.bytes_needed)} on {where}, "
-            f"{format_size(int(lacking))} more than there is free; give a smaller one"
+            f"{what} needs {format_si(float(need), 'B')} on {where}, {format_si(float(lacking), 'B')} more than is free; "
+            "give less"
         )

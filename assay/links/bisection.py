@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from assay.estimates import Estimate, median_interval
+from assay.estimates import Estimate, compare_pairs, median_interval
 from assay.links.rounds import Pair
 
 PASSES = 6  # the fewest that give a 95 % interval
 ALONE_PAIRS = 8  # pairs of a cut that are measured alone too, spread over all
 ALONE_PASSES = 3
+LEAST = 0.1  # difference of the two directions that makes a half slower
 
 Times = Mapping[tuple[int, Pair], float]
 """(pass, (from, to)) → median s of a transfer."""
@@ -20,7 +21,7 @@ Times = Mapping[tuple[int, Pair], float]
 class Crossing:
     """One cut in one direction. senders, receivers: names of the halves' ends. rate: B/s over all pairs, they at once.
 
-    of_alone: rate of the pairs that were measured alone too, as a share of the sum of their rates alone; None if unknown.
+    sums: that of every pass. of_alone: rate of the pairs that were measured alone too, as a share of the sum of their rates alone; None if unknown.
     """
 
     cut: int
@@ -29,6 +30,7 @@ class Crossing:
     pairs: int
     bytes: int
     rate: Estimate
+    sums: tuple[float, ...]
     of_alone: float | None
 
 
@@ -56,7 +58,9 @@ def crossing(
     if known:
         rates = [[_typical(times, pair, size) for pair in known] for times in (together, alone)]
         share = sum(rates[0]) / sum(rates[1])
-    return Crossing(cut, tuple(halves[0]), tuple(halves[1]), len(pairs), size, replace(rate, method=method), share)
+    return Crossing(
+        cut, tuple(halves[0]), tuple(halves[1]), len(pairs), size, replace(rate, method=method), tuple(sums), share
+    )
 
 
 def _typical(times: Times, pair: Pair, size: int) -> float:
@@ -64,8 +68,7 @@ def _typical(times: Times, pair: Pair, size: int) -> float:
 
 
 def slower_half(there: Crossing, back: Crossing) -> Crossing | None:
-    """The direction that carries less, if the intervals of the two do not meet."""
-    slow, fast = sorted((there, back), key=lambda one: one.rate.value)
-    if slow.rate.high is None or fast.rate.low is None or slow.rate.high >= fast.rate.low:
-        return None
-    return slow
+    """The direction that carries less, by a tenth at least: as the passes, in which both had their turn, decide."""
+    passes = min(len(there.sums), len(back.sums))
+    verdict = compare_pairs(there.sums[:passes], back.sums[:passes], margin=LEAST).verdict
+    return there if verdict == "higher" else back if verdict == "lower" else None

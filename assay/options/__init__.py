@@ -4,12 +4,14 @@ from assay.options.base import Options, ScriptOptions, parse_command_line, probl
 from assay.options.comms import CommsOptions
 from assay.options.limits import LimitsOptions
 from assay.options.noise import NoiseOptions
+from assay.options.overlap import OverlapOptions
 from assay.options.pretrain import PretrainOptions
 from assay.options.specs import SpecsOptions
 
 # Script name as suites write it → its options. The file is <name>.py in the folder of that name.
 SCRIPTS: dict[str, type[ScriptOptions]] = {
     "comms/bench": CommsOptions,
+    "comms/overlap": OverlapOptions,
     "specs/bench": SpecsOptions,
     "specs/limits": LimitsOptions,
     "specs/noise": NoiseOptions,
@@ -22,6 +24,7 @@ __all__ = [
     "LimitsOptions",
     "NoiseOptions",
     "Options",
+    "OverlapOptions",
     "PretrainOptions",
     "ScriptOptions",
     "SpecsOptions",

@@ -68,6 +68,9 @@ DOUBTED = "†"
 _LABELS = {
     "batch_call_time": "time per call, back to back",
     "throughput_deepspeed": "throughput (DeepSpeed)",
+    "alpha": "latency α",
+    "bandwidth_asymptotic": "asymptotic busbw",
+    "call_time_p50_random_order": "p50, random order",
     "tgs": "TGS",
     "mfu": "MFU",
     "hfu": "HFU",

@@ -48,7 +48,8 @@ class Sweep:
 def is_of_sweep(figure: Figure) -> bool:
     """Whether the figure belongs to a collective at a message size."""
     count = figure.tags.get("bytes")
-    return isinstance(figure.tags.get("op"), str) and isinstance(count, int) and not isinstance(count, bool)
+    of_op = isinstance(figure.tags.get("op"), str) and "gemm" not in figure.tags  # beside products: another measurement
+    return of_op and isinstance(count, int) and not isinstance(count, bool)
 
 
 def sweeps(result: RunResult) -> list[Sweep]:

@@ -9,6 +9,8 @@ from assay.report.cells import Chapter, Part, figure_table, metric_label, tag_wo
 from assay.report.charts import Axis, Chart, Histogram, LineChart, Series
 from assay.report.communication import is_of_sweep
 from assay.report.quantities import count_of
+from assay.scoring import overlap
+from assay.scoring.latency import METRICS as FITTED
 from assay.scoring.result import CaseResult, Curve, Figure, RunResult
 
 _FIRST = ("loss", "step_time")  # the curves a reader looks for, before all others
@@ -23,8 +25,8 @@ def is_training(case: CaseResult) -> bool:
 
 
 def plain_figures(case: CaseResult) -> list[Figure]:
-    """The figures of a case that are not points of a sweep."""
-    return [figure for figure in case.figures if not is_of_sweep(figure)]
+    """The figures of a case that are neither points of a sweep nor fitted to one."""
+    return [figure for figure in case.figures if not is_of_sweep(figure) and figure.metric not in FITTED]
 
 
 def training_chapter(result: RunResult) -> Chapter:
@@ -41,7 +43,9 @@ def training_chapter(result: RunResult) -> Chapter:
 def other_chapter(result: RunResult) -> Chapter:
     """Whatever other cases measured, shown without knowing what it is."""
     parts = [
-        _part(case, result) for case in result.cases if not is_training(case) and (plain_figures(case) or case.curves)
+        _part(case, result)
+        for case in result.cases
+        if not is_training(case) and case.script != overlap.SCRIPT and (plain_figures(case) or case.curves)
     ]
     return Chapter("figures", "Further figures", "", parts)
 

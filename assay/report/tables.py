@@ -1,12 +1,15 @@
 """A run as chapters of tables and charts: the one selection of facts that HTML and Markdown both show."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from assay.report.cells import Cell, Chapter, Column, Part, Table, Tone, figure_table, ranks, share_cell
 from assay.report.communication import communication_chapter
 from assay.report.fitness import fitness_part
+from assay.report.latency import latency_parts
 from assay.report.measurements import other_chapter, sensor_chapter, training_chapter
+from assay.report.overlap import overlap_part
 from assay.report.quantities import count_of, number, percent, quantity
 from assay.report.roofline import roofline_part
 from assay.report.specifications import specification_chapter
@@ -30,8 +33,8 @@ _HOST = {
 }
 _METHOD = (
     "p50, p95, p99: the value below which 50, 95, 99 % of the samples lie; p50 is the median. Intervals hold the "
-    "median with 95 % confidence: they are order-statistic intervals over medians of blocks of samples, blocks long "
-    "enough not to be correlated, and assume no distribution. A figure without an interval had too few samples for "
+    "median with 95 % confidence: they are order statistics, as many as there are independent samples worth of "
+    "them, and assume no distribution. A figure without an interval had too few samples for "
     "one, or is a single reading. Rates are derived from one time and never averaged. busbw is algbw times the "
     "collective's factor, so that it can be held against the speed of the link. A doubt is a reason to distrust a "
     "figure, from a closed list."
@@ -55,7 +58,7 @@ def chapters(result: RunResult) -> list[Chapter]:
         specification_chapter(result),
         _machine(result),
         _ceilings(result),
-        communication_chapter(result),
+        _communication(result),
         training_chapter(result),
         other_chapter(result),
         sensor_chapter(result),
@@ -254,6 +257,14 @@ def _pairs(values: Mapping[str, Any]) -> str:
 
 def _plain(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
+
+
+def _communication(result: RunResult) -> Chapter:
+    """Sweeps over sizes, the model fitted to them, and what hides behind computation."""
+    chapter = communication_chapter(result)
+    beside = overlap_part(result)
+    more = [*latency_parts(result), *([beside] if beside else [])]
+    return replace(chapter, lead=chapter.lead if chapter.parts or not more else "", parts=[*chapter.parts, *more])
 
 
 def _appendix(result: RunResult) -> Chapter:

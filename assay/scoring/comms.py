@@ -18,6 +18,7 @@ from assay.record import RankFile
 from assay.scoring import arrival
 from assay.scoring.arrival import call_times
 from assay.scoring.ceilings import find, find_figure, least_share
+from assay.scoring.latency import latency_figures, sweep_models
 from assay.scoring.result import Curve, Figure
 from assay.scoring.samples import Array, by_rank, device_of, rate, stacked, tail_figure
 
@@ -43,7 +44,8 @@ def derive(files: list[RankFile], options: Mapping[str, Any], limits: list[Figur
     measured = _measured(files)
     figures = [figure for tags in measured for figure in _of_size(files, tags, limits)]
     figures += _compared(files, measured)
-    return [replace(figure, tags=_told(figure.tags)) for figure in figures], []
+    figures = [replace(figure, tags=_told(figure.tags)) for figure in figures]
+    return [*figures, *latency_figures(sweep_models(figures))], []
 
 
 def late_ranks(files: list[RankFile]) -> list[Lateness]:

@@ -12,37 +12,20 @@ import numpy as np
 
 from assay.bandwidth import COLLECTIVES
 from assay.estimates import Estimate, median_interval
+from assay.overlap import PARTS, exposed_times, overlap_shares
 from assay.record import RankFile
 from assay.scoring.result import Curve, Figure
 from assay.scoring.samples import Array, by_rank, stacked
 
 SCRIPT = "comms/overlap"
-PARTS = ("compute", "communication", "both")
 _KEYS = ("op", "bytes", "dtype", "backend", "world", "gemm", "gemm_dtype", "products")
-
-
-def exposed_times(compute: Array, both: Array) -> Array:
-    """Communication that products did not hide, in s, round by round: t_both − t_compute.
-
-    Where all is hidden it is 0 but for noise, half of which is negative: cut off at 0, its median would be too high.
-    """
-    return both - compute
-
-
-def overlap_shares(compute: Array, communication: Array, both: Array) -> Array:
-    """The part of what could be hidden that was, round by round: (t_compute + t_communication − t_both) / min of the two.
-
-    The shorter of two things that run at once can be hidden whole and no more, so 1 is complete overlap, and 0 what one
-    after the other takes; below 0, each is slower in the other's company than both in turn. Noise goes beyond both ends.
-    """
-    return (compute + communication - both) / np.minimum(compute, communication)
 
 
 def derive(files: list[RankFile], options: Mapping[str, Any], limits: list[Figure]) -> tuple[list[Figure], list[Curve]]:
     """Figures of every size, in the order measured: medians over rounds with their intervals. No curves.
 
     compute_time, communication_time, both_time: s, the longest of any rank, from before the collective was begun until
-    it was awaited and the device synchronised. exposed_communication (s) and overlap_share: see the functions above.
+    it was awaited and the device synchronised. exposed_communication (s) and overlap_share: see assay/overlap.py.
     check_errors: wrong elements, of the collective's data and of the products, over all ranks. late_elements: those of them
     that were right a moment later, so that the handle said too early that all was done; only where there are any.
     """

@@ -10,7 +10,7 @@ from assay.arrival import Lateness
 from assay.errors import BadInput
 from assay.record import RankFile, read_rank_file
 from assay.rundir import CaseDir, RunDir, read_document
-from assay.scoring import ceilings, comms, doubts, energy, imported, sensors, specifications, training
+from assay.scoring import ceilings, comms, doubts, energy, imported, overlap, sensors, specifications, training
 from assay.scoring.result import CaseResult, Curve, Doubt, Figure, RunResult
 from assay.scoring.roofline import rooflines
 from assay.scoring.sensors import SensorFile, read_sensors
@@ -22,6 +22,7 @@ Reader = Callable[[list[RankFile], Mapping[str, Any], list[Figure]], Derived]
 # Each script's records are read by one function; ceilings come first, because the others are shown as shares of them.
 READERS: dict[str, Reader] = {
     "comms/bench": comms.derive,
+    overlap.SCRIPT: overlap.derive,
     specifications.SCRIPT: specifications.derive,
     "workloads/pretrain": training.derive,
     **dict.fromkeys(imported.SCRIPTS.values(), imported.derive),

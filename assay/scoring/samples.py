@@ -2,12 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from assay.estimates import FEWEST_FOR_PERCENTILE, Estimate, percentile
+from assay.estimates import FEWEST_FOR_PERCENTILE, Estimate, percentile_interval
 from assay.record import RankFile
 from assay.scoring.result import Figure
 
@@ -79,7 +80,5 @@ def tail_figure(metric: str, samples: Array, q: int, how: str, tags: Mapping[str
     if samples.size < FEWEST_FOR_PERCENTILE[q]:
         reason = f"{samples.size} samples, p{q} needs {FEWEST_FOR_PERCENTILE[q]}"
         return Figure(metric, "s", None, tags, better="lower", reason=reason)
-    estimate = Estimate(
-        percentile(samples, q), None, None, samples.size, f"{how}; percentile of {samples.size} samples"
-    )
-    return Figure(metric, "s", estimate, tags, better="lower")
+    estimate = percentile_interval(samples, q)
+    return Figure(metric, "s", replace(estimate, method=f"{how}; {estimate.method}"), tags, better="lower")
