@@ -11,10 +11,11 @@ from assay.doctor.finding import Finding
 from assay.doctor.noise import Noise, noise_of
 from assay.errors import BAD_INPUT_EXIT, AssayError, BadInput, RunFailed
 from assay.launchers import local
-from assay.launchers.local import Command, Outcome, script_path
+from assay.launchers.local import Command, Outcome
 from assay.options.base import command_line
 from assay.options.noise import NoiseOptions
 from assay.record import Block, read_rank_file
+from assay.scripts import script_path
 from assay.sensors.sidecar import VARIABLE as SENSORS
 
 SCRIPT = "specs/noise"

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
@@ -27,6 +26,7 @@ from assay.errors import SENTENCE_MARK, BadInput, RunFailed
 from assay.hang_watch import collect_stacks
 from assay.launchers.lifeline import adopt_orphans, end_descendants
 from assay.options.base import ScriptOptions, command_line
+from assay.scripts import script_path
 
 LOOK_SECONDS = 10.0  # at most so long before the time limit the beacons are read once, to see later who moved since
 
@@ -53,14 +53,6 @@ class Outcome:
     sentence: str | None
     stacks: list[Path] = field(default_factory=list)
     diagnosis: Diagnosis | None = None
-
-
-def script_path(script: str) -> Path:
-    """The file of a script such as `comms/bench`, in the checkout or in the installed wheel. Raises BadInput if absent."""
-    spec = find_spec("assay." + script.replace("/", "."))
-    if spec is None or spec.origin is None:
-        raise BadInput(f"script {script!r} is not installed; reinstall assay")
-    return Path(spec.origin)
 
 
 def render(script: str, options: ScriptOptions, world: int, port: int | None, env: Mapping[str, str]) -> Command:
