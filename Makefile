@@ -43,6 +43,11 @@ bench: $(TESTED)
 	$(BIN)/python benchmarks/step_loop.py
 	$(BIN)/python benchmarks/ceilings.py
 	$(BIN)/python benchmarks/sampling.py
+	$(BIN)/python benchmarks/beacon.py
+	$(BIN)/python benchmarks/coverage.py
+	$(BIN)/python benchmarks/collective_calls.py
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 benchmarks/adaptive.py
+	$(BIN)/python benchmarks/share.py
 
 $(VENV)/bin/python:
 ifeq ($(SYSTEM_TORCH),1)

@@ -11,10 +11,10 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch.distributed as dist
 
 from assay.beacon import memory_folder, open_beacon
 from assay.clock import now
@@ -32,47 +32,70 @@ SIZES = (1 << 10, 1 << 13, 1 << 16, 1 << 20)
 LIMITS = {"call by call": 0.05, "back to back": 0.03}
 
 
-def naked(here: Session, trial: Trial) -> tuple[Callable[[], object], Callable[[], object]]:
-    """The barrier and the all_reduce that a person would write for the same buffer."""
-    if trial.transport.name == MPI_BACKEND:
+class NakedMpi:
+    """The loops that a person would write with mpi4py for the same buffer."""
+
+    def __init__(self, trial: Trial) -> None:
+        self.array = trial.buffers[0].received.numpy()
+
+    def calls(self, count: int) -> tuple[list[float], list[float]]:
+        """Entries and exits (s) of single calls."""
         from mpi4py import MPI
 
-        comm, array = MPI.COMM_WORLD, trial.buffers[0].received.numpy()
-        return comm.Barrier, lambda: comm.Allreduce(MPI.IN_PLACE, array, MPI.SUM)
-    import torch.distributed as dist
+        comm, array, entries, exits = MPI.COMM_WORLD, self.array, [], []
+        for _ in range(count):
+            comm.Barrier()
+            enter = now()
+            comm.Allreduce(MPI.IN_PLACE, [array, MPI.FLOAT], MPI.SUM)
+            leave = now()
+            entries.append(enter)
+            exits.append(leave)
+        return entries, exits
 
-    buffer = trial.buffers[0].received
-    return dist.barrier, lambda: dist.all_reduce(buffer)
+    def batch(self, count: int) -> float:
+        """Seconds of so many calls back to back."""
+        from mpi4py import MPI
+
+        comm, array = MPI.COMM_WORLD, self.array
+        comm.Barrier()
+        start = now()
+        for _ in range(count):
+            comm.Allreduce(MPI.IN_PLACE, [array, MPI.FLOAT], MPI.SUM)
+        return now() - start
 
 
-def naked_calls(
-    barrier: Callable[[], object], call: Callable[[], object], count: int
-) -> tuple[list[float], list[float]]:
-    """Entries and exits (s) of single calls."""
-    entries, exits = [], []
-    for _ in range(count):
-        barrier()
-        enter = now()
-        call()
-        leave = now()
-        entries.append(enter)
-        exits.append(leave)
-    return entries, exits
+class NakedTorch:
+    """The same with torch.distributed."""
 
+    def __init__(self, trial: Trial) -> None:
+        self.buffer = trial.buffers[0].received
 
-def naked_batch(barrier: Callable[[], object], call: Callable[[], object], count: int) -> float:
-    """Seconds of so many calls back to back."""
-    barrier()
-    start = now()
-    for _ in range(count):
-        call()
-    return now() - start
+    def calls(self, count: int) -> tuple[list[float], list[float]]:
+        """Entries and exits (s) of single calls."""
+        buffer, entries, exits = self.buffer, [], []
+        for _ in range(count):
+            dist.barrier()
+            enter = now()
+            dist.all_reduce(buffer)
+            leave = now()
+            entries.append(enter)
+            exits.append(leave)
+        return entries, exits
+
+    def batch(self, count: int) -> float:
+        """Seconds of so many calls back to back."""
+        buffer = self.buffer
+        dist.barrier()
+        start = now()
+        for _ in range(count):
+            dist.all_reduce(buffer)
+        return now() - start
 
 
 def pairs_of(bench: Any, job: Any, trial: Trial, pairs: int, count: int) -> dict[str, tuple[list[float], list[float]]]:
     """Per way of timing: our medians (s) and the naked loop's, pair by pair, the same on every rank."""
     here: Session = job.here
-    barrier, call = naked(here, trial)
+    loops = NakedMpi(trial) if trial.transport.name == MPI_BACKEND else NakedTorch(trial)
     found: dict[str, tuple[list[float], list[float]]] = {way: ([], []) for way in LIMITS}
 
     def ours_single() -> float:
@@ -82,7 +105,7 @@ def pairs_of(bench: Any, job: Any, trial: Trial, pairs: int, count: int) -> dict
 
     def naked_single() -> float:
         trial.refill()
-        return completion(*naked_calls(barrier, call, count))
+        return completion(*loops.calls(count))
 
     def completion(entries: list[float], exits: list[float]) -> float:
         return float(np.median(here.world.largest(np.array(exits)) - here.world.largest(np.array(entries))))
@@ -94,7 +117,7 @@ def pairs_of(bench: Any, job: Any, trial: Trial, pairs: int, count: int) -> dict
 
     def naked_together() -> float:
         trial.refill()
-        return float(here.world.largest(np.array([naked_batch(barrier, call, count)]))[0])
+        return float(here.world.largest(np.array([loops.batch(count)]))[0])
 
     for number in range(pairs):
         for way, ours, theirs in (

@@ -84,7 +84,7 @@ def time_batches(job: Job, trials: Sequence[Trial]) -> None:
             trial.batches.append(end - start)
         done = len(trials[0].batches)
         enough = looks(done) and all(is_settled(trial.batches, options.target) for trial in trials)
-        spent = now() - begun >= options.budget * len(trials)
+        spent = done >= options.max_calls or now() - begun >= options.budget * len(trials)
         if done >= options.batches and here.world.agree(enough or spent):
             return
 

@@ -11,7 +11,6 @@ the other. One way, a transfer ends with a reply of 4 bytes, so that one clock, 
 """
 
 import os
-import platform
 import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +27,8 @@ from assay.collectives.setting import Buffers, Setting, allocate
 from assay.errors import BadInput, RunFailed
 from assay.hang_watch import beacon_of
 from assay.links.bisection import ALONE_PAIRS, ALONE_PASSES, PASSES
-from assay.links.faults import CONFIRM_PASSES, MOST_SUSPECTS, Suspect
+from assay.links.exclusion import clear, exclude, scheduler_name
+from assay.links.faults import CONFIRM_PASSES, CONFIRM_TRANSFERS, MOST_SUSPECTS, Suspect
 from assay.links.matrix import BOTH_WAYS, ONE_WAY
 from assay.links.rounds import Pair, cuts, lanes, rounds, spread
 from assay.links.survey import (
@@ -38,14 +38,14 @@ from assay.links.survey import (
     MATRIX,
     Key,
     Limits,
+    condensed,
     crossings,
     matrices,
-    medians,
     suspects,
     verdict,
 )
-from assay.links.tables import matrix_lines
-from assay.links.verdict import Verdict, bisection_sentence, exclusion, sentences
+from assay.links.tables import heading, matrix_lines
+from assay.links.verdict import bisection_sentence, sentences
 from assay.options import parse_command_line
 from assay.options.links import FEWEST, ITEM, LinksOptions
 from assay.progress import progress_line
@@ -56,12 +56,14 @@ from assay.units import format_duration, format_size
 from assay.world import MPI_BACKEND
 
 QUICK_LOOK = 1 << 16  # pattern values computed per check, but in the first pass
-BLOCK_BYTES, SAMPLE_BYTES = 520, 24  # of a record, at most
 
 
 @dataclass(frozen=True)
 class Turn:
-    """Pairs of ranks that talk at the same time, while all others wait. seconds: for the timed transfers of each."""
+    """Pairs of ranks that talk at the same time, while all others wait.
+
+    seconds: for the timed transfers of each pair. count: exactly so many transfers, if it is not 0.
+    """
 
     pairs: Sequence[Pair]
     size: int
@@ -70,6 +72,7 @@ class Turn:
     phase: str
     number: int
     cut: int = -1
+    count: int = 0
     tags: Mapping[str, TagValue] = field(default_factory=dict)
 
     @property
@@ -84,6 +87,7 @@ class Part:
     def __init__(self, options: LinksOptions, here: Session, transport: Transport, beacon: Beacon) -> None:
         self.options, self.here, self.transport, self.beacon = options, here, transport, beacon
         self.synchronize = here.device.synchronize
+        self.common: dict[str, TagValue] = {"dtype": "float32", "backend": transport.name, "world": here.world.size}
         self.timed: dict[Key, list[float]] = defaultdict(list)
         self.right: dict[tuple[str, int], int] = defaultdict(int)
         self.wrong = 0
@@ -126,7 +130,7 @@ class Part:
         channel = self.here.world.channel
         if self.here.world.rank == pair[1]:
             return int(channel.receive(pair[0]))
-        count = max(FEWEST, min(self.options.transfers, int(turn.seconds / took)))
+        count = turn.count or max(FEWEST, min(self.options.transfers, int(turn.seconds / took)))
         channel.send(float(count), pair[1])
         return count
 
@@ -156,9 +160,14 @@ class Part:
         self.here.world.barrier()
         self.beacon.cell[0] = 2
 
+    def record_checks(self) -> None:
+        """Record the checks that found nothing wrong, all in one; those that did were recorded with their pair."""
+        for (phase, size), count in self.right.items():
+            self.here.recorder.block("check_errors", "1", [0] * count, {"bytes": size, "phase": phase, **self.common})
+
     def tags(self, turn: Turn, pair: Pair) -> dict[str, TagValue]:
         """What tells a record of this pair from others."""
-        hosts, world = self.here.world.hosts, self.here.world.size
+        hosts = self.here.world.hosts
         return {
             "from": pair[0],
             "to": pair[1],
@@ -170,14 +179,12 @@ class Part:
             "pass": turn.number,
             **turn.tags,
             **({"cut": turn.cut} if turn.cut >= 0 else {}),
-            "dtype": "float32",
-            "backend": self.transport.name,
-            "world": world,
+            **self.common,
         }
 
     def everyones(self) -> dict[Key, float]:
         """The median times of all pairs, on every rank, since this was last asked."""
-        mine, found = medians(self.timed), dict[Key, float]()
+        mine, found = condensed(self.timed), dict[Key, float]()
         self.timed.clear()
         for theirs in self.here.world.gather(mine):
             assert isinstance(theirs, dict)
@@ -205,13 +212,12 @@ def idle() -> None:
     """What a rank without a pair transfers."""
 
 
-def confirm(options: LinksOptions, part: Part, again: Sequence[Suspect]) -> None:
+def confirm(part: Part, again: Sequence[Suspect]) -> None:
     """Every suspect's pairs and the healthy ones that it is held against, one pair at a time, by turns."""
     wanted = dict.fromkeys((pair, one.bytes, one.ways) for one in again for pair in (*one.edges, *one.controls))
-    seconds = options.budget / CONFIRM_PASSES
     for number in range(CONFIRM_PASSES):
         for pair, size, ways in wanted:
-            part.take(Turn([pair], size, ways, seconds, CONFIRM, number))
+            part.take(Turn([pair], size, ways, 0.0, CONFIRM, number, count=CONFIRM_TRANSFERS))
         tell_progress(part.here, number + 1, CONFIRM_PASSES, f"{len(again)} suspects again")
 
 
@@ -236,8 +242,12 @@ def links(options: LinksOptions, here: Session, transport: Transport, beacon: Be
     refuse_too_large(options, here)
     hosts, names = dict(enumerate(world.hosts)), [str(name) for name in world.gather(scheduler_name())]
     part, begun = Part(options, here, transport, beacon), now()
+    listed = options.exclude_file or (options.out / "exclude.txt" if options.out else None)
+    if first and listed:
+        clear(listed)
     if first:
-        print(heading(options, here, transport, groups), flush=True)
+        over = f"{transport.name}; {here.device.name}"
+        print(heading(options, groups, len(set(world.hosts)), over), flush=True)
     measure_pairs(options, part, groups)
     times = part.everyones()
     measured = matrices(groups, hosts, times)
@@ -248,72 +258,24 @@ def links(options: LinksOptions, here: Session, transport: Transport, beacon: Be
         print("\n".join(line for one in measured for line in matrix_lines(one)), flush=True)
     comparable = [one for one in again if one.controls]
     if comparable:
-        confirm(options, part, comparable)
+        confirm(part, comparable)
         times |= part.everyones()
     if options.bisection:
         bisect(options, part, groups)
         times |= part.everyones()
     beacon.phase("", 0, "the end")
-    for (phase, size), count in part.right.items():
-        tags: dict[str, TagValue] = {
-            "bytes": size,
-            "phase": phase,
-            "dtype": "float32",
-            "backend": transport.name,
-            "world": world.size,
-        }
-        here.recorder.block("check_errors", "1", [0] * count, tags)
+    part.record_checks()
     wrong = sum(int(str(count)) for count in world.gather(part.wrong))
     if first:
         for crossed in crossings(groups, hosts, times):
             print(f"# bisection {bisection_sentence(*crossed)}")
         found = verdict(measured, limits, times)
         print("\n".join(f"# {sentence}." for sentence in sentences(found)))
-        print(f"# {excluded(options, found, names)}")
+        print(f"# {exclude(listed, list(dict.fromkeys(names[rank] for rank in found.slow_ranks)))}")
         kept = f"raw samples in {options.out}" if options.out else "no raw samples kept; give --out DIR to keep them"
         print(f"# {format_duration(now() - begun)}; {kept}")
         if wrong:
             raise RunFailed(f"{wrong} elements were wrong after their transfer; trust no figure of this run")
-
-
-def heading(options: LinksOptions, here: Session, transport: Transport, groups: Sequence[Sequence[int]]) -> str:
-    """What is going to be measured, and the most that a rank will log of it."""
-    ends, hosts = len(groups[0]), len(set(here.world.hosts))
-    who = f"{ends} hosts" if hosts == ends else f"{ends} ranks on {hosts} host{'s' if hosts > 1 else ''}"
-    lanes_told = f", {len(groups)} ranks of each at once" if len(groups) > 1 else ""
-    sizes = ", ".join(map(format_size, options.sizes))
-    return (
-        f"# {ends * (ends - 1) // 2} pairs of {who}{lanes_told}, {sizes}, over {transport.name}; {here.device.name}; "
-        f"each rank logs {logged_at_most(options, ends) / 1e6:.1f} MB at most"
-    )
-
-
-def logged_at_most(options: LinksOptions, ends: int) -> int:
-    """Bytes of a rank's record file."""
-    blocks = 3 * len(options.sizes) * options.passes * (ends - 1)  # even if it led all its pairs both ways at once
-    blocks += CONFIRM_PASSES * 6 * MOST_SUSPECTS + len(cuts(ends)) * 2 * (PASSES + ALONE_PASSES) + 16
-    return blocks * (BLOCK_BYTES + SAMPLE_BYTES * options.transfers)
-
-
-def scheduler_name() -> str:
-    """What the scheduler calls this host: Slurm says so itself; else the host name without its domain."""
-    return os.environ.get("SLURMD_NODENAME") or platform.node().partition(".")[0]
-
-
-def excluded(options: LinksOptions, found: Verdict, names: Sequence[str]) -> str:
-    """Write the exclude list, if there is a place for it, and say so."""
-    path = options.exclude_file or (options.out / "exclude.txt" if options.out else None)
-    hosts = list(dict.fromkeys(names[rank] for rank in found.slow_ranks))
-    listed = ",".join(hosts) or "nobody"
-    if path is None:
-        return f"to exclude: {listed}; --exclude-file FILE writes it for sbatch"
-    try:
-        path.write_text(exclusion(hosts))
-    except OSError as error:
-        raise RunFailed(f"{path}: cannot be written ({(error.strerror or str(error)).lower()}); give another") from None
-    return (
-        f"to exclude: {listed}; sbatch --exclude=$(cat {path})" if hosts else f"to exclude: {listed}; {path} is empty"
-    )
 
 
 def refuse_too_large(options: LinksOptions, here: Session) -> None:

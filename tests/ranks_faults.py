@@ -53,7 +53,11 @@ def return_early(call: Callable[[], object], sent: torch.Tensor, received: torch
     threading.Thread(target=arrive).start()
 
 
-FAULTS = (swap_two_chunks, flip_a_bit, skip_a_contribution, return_early)
+def come_late(call: Callable[[], object], sent: torch.Tensor, received: torch.Tensor) -> None:
+    call()  # see Faulty: it is the way from the barrier to the call that takes a rank so long
+
+
+FAULTS = (swap_two_chunks, flip_a_bit, skip_a_contribution, return_early, come_late)
 
 
 class Faulty:
@@ -73,6 +77,15 @@ class Faulty:
                     time.sleep(0.002)
 
             return lambda: Bound(hurry, hurry)
+        if name == "barrier" and self._fault is come_late:
+            wait = self._real.barrier()
+            pause = 0.02 if torch.distributed.get_rank() == 1 else 0.0
+
+            def pass_late() -> None:
+                wait.call()
+                time.sleep(pause)
+
+            return lambda: Bound(pass_late, wait.start)
         if name == "send" and self._fault is skip_a_contribution:
             return lambda buffer, to: self._wrapped(method(buffer, to), buffer, buffer)
         if name not in RECEIVED:

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from assay.errors import BadInput
 from assay.links.bisection import Crossing, crossing, slower_half
-from assay.links.faults import CONFIRM_PASSES
+from assay.links.exclusion import clear, exclude, exclusion
+from assay.links.faults import CONFIRM_PASSES, CONFIRM_TRANSFERS
 from assay.links.matrix import BOTH_WAYS, ONE_WAY
 from assay.links.rounds import Pair, cuts, lanes, rounds
-from assay.links.survey import CONFIRM, MATRIX, Limits, Survey, matrices, medians, suspects, verdict
-from assay.links.verdict import Verdict, exclusion, sentences
+from assay.links.survey import CONFIRM, MATRIX, Limits, Survey, condensed, matrices, suspects, verdict
+from assay.links.verdict import Verdict, sentences
 from assay.options.base import validate
 from assay.options.links import LinksOptions
 from assay.record import RankFile, read_rank_file
@@ -111,14 +112,14 @@ def drawn(
         for pair in ((a, b) for a in everyone for b in everyone if a != b and (ways == ONE_WAY or a < b))
     }
     names = dict(enumerate(hosts))
-    measured = matrices([list(everyone)], names, medians(samples))
+    measured = matrices([list(everyone)], names, condensed(samples))
     again = suspects(measured, LIMITS)[1]
     for number in range(CONFIRM_PASSES):
         for one in again:
             for pair in (*one.edges, *one.controls):
                 key = (CONFIRM, one.bytes, one.ways, -1, number, pair)
-                samples[key] = times(pair, one.bytes, one.ways)
-    return verdict(measured, LIMITS, medians(samples))
+                samples[key] = times(pair, one.bytes, one.ways)[:CONFIRM_TRANSFERS]
+    return verdict(measured, LIMITS, condensed(samples))
 
 
 def named(found: Verdict) -> set[tuple[int, ...]]:
@@ -225,8 +226,8 @@ def test_a_suspect_that_was_not_measured_again_is_not_named() -> None:
     speeds = np.ones((5, 5))
     speeds[1] = 0.1
     samples = {(MATRIX, SIZE, ONE_WAY, -1, 0, (a, b)): [1 / speeds[a, b]] for a in range(5) for b in range(5) if a != b}
-    measured = matrices([range(5)], dict(enumerate(distinct(5))), medians(samples))
-    found = verdict(measured, LIMITS, medians(samples))
+    measured = matrices([range(5)], dict(enumerate(distinct(5))), condensed(samples))
+    found = verdict(measured, LIMITS, condensed(samples))
     assert named(found) == set()
     assert "rank 1 on node1 looks slow, but it was not measured again; not named" in sentences(found)
 
@@ -257,6 +258,18 @@ def test_the_slower_half_is_known_where_the_directions_differ() -> None:
 def test_the_exclude_list_is_what_sbatch_takes() -> None:
     assert exclusion(["node3", "node7"]) == "node3,node7\n"
     assert exclusion([]) == ""
+
+
+def test_the_list_of_an_earlier_run_does_not_survive(tmp_path: Path) -> None:
+    path = tmp_path / "exclude.txt"
+    path.write_text("node9\n")
+    clear(path)
+    assert not path.exists()
+    assert exclude(path, []) == f"to exclude: nobody; {path} is empty"
+    assert exclude(None, ["node3"]).startswith("to exclude: node3; --exclude-file FILE")
+    nowhere = tmp_path / "nowhere" / "exclude.txt"
+    with pytest.raises(BadInput, match="cannot be written \\(no such file or directory\\); give another"):
+        clear(nowhere)
 
 
 # --- The heat map

@@ -10,7 +10,7 @@ import pytest
 
 from assay.bandwidth import COLLECTIVES
 from assay.record import RankFile, read_rank_file
-from assay.scoring.comms import derive
+from assay.scoring.comms import derive, late_ranks
 from assay.scoring.result import Figure
 from tests.conftest import ROOT, mpirun, torchrun
 
@@ -128,6 +128,25 @@ def test_every_fault_of_a_transport_is_caught_in_every_collective(fault: str, tm
     assert caught == set(COLLECTIVES) - (set() if fault == "return_early" else {"barrier"})
     late = {str(f.tags["op"]) for f in figures if f.metric == "late_elements"}
     assert late == (set(COLLECTIVES) - {"barrier"} if fault == "return_early" else set())
+
+
+def late_trial(folder: Path) -> dict[str, int]:
+    """Op → the rank that is named late, in a run in which rank 1 of 3 comes 20 ms late to every call."""
+    short = ("--warmup", "1", "--calls", "1", "--batches", "1", "--max-calls", "10", "--no-audit", "--budget", "1")
+    args = ("come_late", "--ops", "all", "--size", "12KiB", *short, "--out", folder)
+    done = torchrun(3, "tests/ranks_faults.py", *args, PYTHONPATH=".")
+    assert done.returncode == 0, done.stderr
+    return {str(item.tags["op"]): item.late.rank for item in late_ranks(records(folder))}
+
+
+def test_the_rank_that_comes_late_is_named_in_every_collective(tmp_path: Path) -> None:
+    assert late_trial(tmp_path) == dict.fromkeys(COLLECTIVES, 1)
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("trial", range(20))
+def test_the_late_rank_is_named_in_twenty_of_twenty_trials(tmp_path: Path, trial: int) -> None:
+    assert late_trial(tmp_path / str(trial)) == dict.fromkeys(COLLECTIVES, 1)
 
 
 def error_sentences(text: str) -> list[str]:

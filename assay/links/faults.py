@@ -18,7 +18,8 @@ from assay.links.rounds import Pair
 MOST = 0.75  # share of an end's pairs that must be slow for the end to be the reason
 PARTNERS = 3  # pairs of a suspect that are measured again, and pairs that they are held against
 MOST_SUSPECTS = 24  # measured again, the slowest first: each takes a while, and all others wait
-CONFIRM_PASSES = 9  # the fewest whose 95 % interval leaves out the lowest and the highest
+CONFIRM_PASSES = 15  # with 6 suspects the interval leaves out two passes at either end, with 50 one
+CONFIRM_TRANSFERS = 3  # of each pair in a pass
 
 SENDS, RECEIVES, EXCHANGES = "sends", "receives", "exchanges"
 
@@ -220,11 +221,12 @@ def worst(suspicions: Iterable[Suspicion]) -> list[Suspect]:
     return list(chosen.values())
 
 
-def judge(suspect: Suspect, times: Mapping[tuple[int, Pair], float], limit: float) -> Finding:
-    """Whether a suspect is slow when measured alone. times: (pass, (from, to)) → median s of a transfer.
+def judge(suspect: Suspect, times: Mapping[tuple[int, Pair], float], limit: float, judged: int = 1) -> Finding:
+    """Whether a suspect is slow when measured alone. times: (pass, (from, to)) → s of the fastest transfer.
 
     In each pass the median speed of its pairs is divided by that of the healthy ones in the same pass, so that a machine
-    that is slow for a while slows both. Confirmed, if the 95 % interval of the median of these ratios lies below `limit`.
+    that is slow for a while slows both. Confirmed, if the interval of the median of these ratios lies below `limit`.
+    judged: suspects of this run; their intervals hold together with 95 % confidence, for each is a chance to err.
     """
     speeds: list[tuple[float, float]] = []
     for number in sorted({number for number, _ in times}):
@@ -236,5 +238,5 @@ def judge(suspect: Suspect, times: Mapping[tuple[int, Pair], float], limit: floa
             speeds.append((healthy, own))
     if not speeds:
         return Finding(suspect, None, False)
-    ratio = compare_pairs([healthy for healthy, _ in speeds], [own for _, own in speeds]).ratio
+    ratio = compare_pairs([healthy for healthy, _ in speeds], [own for _, own in speeds], metrics=judged).ratio
     return Finding(suspect, ratio, ratio.high is not None and ratio.high < limit)

@@ -18,16 +18,24 @@ ALL_PASSES = -1
 Key = tuple[str, int, str, int, int, Pair]
 """phase, bytes, ways, cut (−1: none), pass (−1: all together), (from, to) in ranks"""
 Times = Mapping[Key, float]
-"""Median s of a transfer."""
+"""s of a transfer, see `condensed`."""
 
 
-def medians(samples: Mapping[Key, Sequence[float]]) -> dict[Key, float]:
-    """The median of every pass; in the matrix of all passes together, too."""
+def condensed(samples: Mapping[Key, Sequence[float]]) -> dict[Key, float]:
+    """The median of every pass, in the matrix of all passes together too; in `confirm` the fastest transfer of a pass.
+
+    Other load can only slow a transfer, so the fastest tells what the link can do. It is comparable only because all
+    pairs that are compared were given equally many transfers.
+    """
     together: dict[Key, list[float]] = {}
     for (phase, size, ways, cut, _, pair), times in samples.items():
         if phase == MATRIX:
             together.setdefault((phase, size, ways, cut, ALL_PASSES, pair), []).extend(times)
-    return {key: float(np.median(times)) for key, times in {**samples, **together}.items() if len(times)}
+    return {
+        key: float(min(times) if key[0] == CONFIRM else np.median(times))
+        for key, times in {**samples, **together}.items()
+        if len(times)
+    }
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,7 @@ def verdict(measured: Sequence[Matrix], limits: Limits, times: Times) -> Verdict
         if phase == CONFIRM:
             again.setdefault((size, ways), {})[number, pair] = time
     chosen = everyone[:MOST_SUSPECTS]
-    findings = [judge(one, again.get((one.bytes, one.ways), {}), limits.of(one.bytes)) for one in chosen]
+    findings = [judge(one, again.get((one.bytes, one.ways), {}), limits.of(one.bytes), len(chosen)) for one in chosen]
     uneven = [(one.bytes, one.ways, it.uneven) for one, it in zip(measured, found, strict=True) if it.uneven]
     ends = max((len(one.ranks) for one in measured), default=0)
     return Verdict(ends, tuple(findings), len(everyone) - len(chosen), tuple(uneven))

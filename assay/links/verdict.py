@@ -1,6 +1,6 @@
-"""The verdict: who is named, in what words, and which hosts a scheduler should leave out."""
+"""The verdict: who is named, and in what words."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from assay.estimates import Estimate
@@ -123,8 +123,3 @@ def bisection_sentence(there: Crossing, back: Crossing) -> str:
 def _carried(one: Crossing) -> str:
     share = f" ({one.of_alone:.2g} of its pairs alone)" if one.of_alone is not None else ""
     return f"{format_si(one.rate.value, 'B/s')}{share}"
-
-
-def exclusion(hosts: Iterable[str]) -> str:
-    """The text of the exclude list: hosts with commas between, for `sbatch --exclude=`; empty for none."""
-    return "".join(f"{line}\n" for line in [",".join(hosts)] if line)

@@ -18,9 +18,9 @@ from assay.links.survey import (
     Key,
     Limits,
     Survey,
+    condensed,
     crossings,
     matrices,
-    medians,
     verdict,
 )
 from assay.links.verdict import culprit, deed, half
@@ -83,7 +83,7 @@ def survey(files: Iterable[RankFile], options: Mapping[str, Any]) -> Survey | No
 def _survey(records: Records, options: Mapping[str, Any]) -> Survey | None:
     if not records.samples:
         return None
-    times = medians(records.samples)
+    times = condensed(records.samples)
     groups = _groups(pair for phase, *_, pair in times if phase == MATRIX)
     if not groups:
         return None
