@@ -56,11 +56,13 @@ def assay(*args: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProce
     )
 
 
-def torchrun(world: int, script: str, *args: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a script of ours under torchrun, as a person does."""
+def torchrun(
+    world: int, script: str, *args: str | Path, limit: float = 170, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a script of ours under torchrun, as a person does, for at most `limit` s."""
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
     argv += [str(ROOT / script), *map(str, args)]
-    return subprocess.run(argv, env=environment(**env), capture_output=True, text=True, check=False, timeout=170)
+    return subprocess.run(argv, env=environment(**env), capture_output=True, text=True, check=False, timeout=limit)
 
 
 def mpirun(world: int, script: str, *args: str | Path, **env: str) -> subprocess.CompletedProcess[str]:

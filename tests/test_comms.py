@@ -196,6 +196,21 @@ def test_the_check_stays_exact_where_the_dtype_cannot_count_the_ranks(dtype: tor
     assert operation.check(here, buffers).wrong > 400
 
 
+BYTES_PER_SIZE = 60_000  # that a rank may log, as docs/communication.md says
+
+
+@pytest.mark.prove
+def test_64_ranks_on_few_cores_finish_a_sweep_and_log_little(tmp_path: Path) -> None:
+    ops = ("all_reduce", "all_gather", "all_to_all", "broadcast", "pt2pt")
+    patient = ("--join-timeout", "900", "--warmup", "1", "--budget", "0.5")
+    sweep = ("--ops", ",".join(ops), "-b", "4KiB", "-e", "64KiB", "-f", "16", *patient)
+    done = torchrun(64, "comms/bench.py", *sweep, "--out", tmp_path, limit=1800)
+    assert done.returncode == 0, done.stderr
+    files = sorted(tmp_path.glob("rank-*.jsonl"))
+    assert len(files) == 64
+    assert max(path.stat().st_size for path in files) < BYTES_PER_SIZE * len(ops) * 2
+
+
 def test_records_of_two_runs_are_never_mixed(tmp_path: Path) -> None:
     args = ("--ops", "pt2pt", "--size", "1KiB", "--budget", "0.01", "--out", tmp_path)
     assert torchrun(2, "comms/bench.py", *args).returncode == 0
