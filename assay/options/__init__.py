@@ -3,6 +3,7 @@
 from assay.options.base import Options, ScriptOptions, parse_command_line, problems
 from assay.options.comms import CommsOptions
 from assay.options.limits import LimitsOptions
+from assay.options.links import LinksOptions
 from assay.options.noise import NoiseOptions
 from assay.options.overlap import OverlapOptions
 from assay.options.pretrain import PretrainOptions
@@ -11,6 +12,7 @@ from assay.options.specs import SpecsOptions
 # Script name as suites write it → its options. The file is <name>.py in the folder of that name.
 SCRIPTS: dict[str, type[ScriptOptions]] = {
     "comms/bench": CommsOptions,
+    "comms/links": LinksOptions,
     "comms/overlap": OverlapOptions,
     "specs/bench": SpecsOptions,
     "specs/limits": LimitsOptions,
@@ -22,6 +24,7 @@ __all__ = [
     "SCRIPTS",
     "CommsOptions",
     "LimitsOptions",
+    "LinksOptions",
     "NoiseOptions",
     "Options",
     "OverlapOptions",

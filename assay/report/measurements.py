@@ -9,11 +9,12 @@ from assay.report.cells import Chapter, Part, figure_table, metric_label, tag_wo
 from assay.report.charts import Axis, Chart, Histogram, LineChart, Series
 from assay.report.communication import is_of_sweep
 from assay.report.quantities import count_of
-from assay.scoring import overlap
+from assay.scoring import links, overlap
 from assay.scoring.latency import METRICS as FITTED
 from assay.scoring.result import CaseResult, Curve, Figure, RunResult
 
 _FIRST = ("loss", "step_time")  # the curves a reader looks for, before all others
+_OWN_CHAPTER = (links.SCRIPT, overlap.SCRIPT)  # what they measured is shown elsewhere
 _MARKS = ("p50", "p95", "p99")
 
 
@@ -45,7 +46,7 @@ def other_chapter(result: RunResult) -> Chapter:
     parts = [
         _part(case, result)
         for case in result.cases
-        if not is_training(case) and case.script != overlap.SCRIPT and (plain_figures(case) or case.curves)
+        if not is_training(case) and case.script not in _OWN_CHAPTER and (plain_figures(case) or case.curves)
     ]
     return Chapter("figures", "Further figures", "", parts)
 

@@ -8,6 +8,7 @@ from assay.report.cells import Cell, Chapter, Column, Part, Table, Tone, figure_
 from assay.report.communication import communication_chapter
 from assay.report.fitness import fitness_part
 from assay.report.latency import latency_parts
+from assay.report.links import links_chapter
 from assay.report.measurements import other_chapter, sensor_chapter, training_chapter
 from assay.report.overlap import overlap_part
 from assay.report.quantities import count_of, number, percent, quantity
@@ -59,6 +60,7 @@ def chapters(result: RunResult) -> list[Chapter]:
         _machine(result),
         _ceilings(result),
         _communication(result),
+        links_chapter([(case.name, case.survey) for case in result.cases if case.survey]),
         training_chapter(result),
         other_chapter(result),
         sensor_chapter(result),

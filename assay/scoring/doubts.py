@@ -6,7 +6,7 @@ from typing import Any
 
 from assay.arrival import LONGEST
 from assay.record import RankFile
-from assay.scoring import arrival, imported, sensors
+from assay.scoring import arrival, imported, links, sensors
 from assay.scoring.result import CaseResult, Doubt, Figure
 from assay.scoring.sensors import SensorFile
 from assay.units import format_si, format_size
@@ -33,6 +33,7 @@ COARSE = 1e-6  # s; calls shorter than this are mostly the clock's own cost
 ADVICE = {
     "wrong_data": "do not use any figure of this case; find the faulty link, library or device first",
     arrival.KIND: arrival.ADVICE,
+    **links.ADVICE,
     "imported": "for intervals and percentiles measure with comms/bench.py on the same machine",
     "smoke_sizes": "take it as a proof that everything runs; run the suite itself for figures",
     "not_awaited": "the call returns before it is done: no time of this size means anything; await the handle, or mend the backend",
@@ -77,7 +78,9 @@ def of_case(case: CaseResult, files: list[RankFile], cores: int | None) -> list[
     else:
         found += _mean_above_p99(case)
     found += _order_effect(case)
-    found += [doubt(kind, case.name, subject, message) for kind, subject, message in arrival.doubts(case.late)]
+    slow = links.doubts(case.survey) if case.survey else []
+    named = [*arrival.doubts(case.late), *slow]
+    found += [doubt(kind, case.name, subject, message) for kind, subject, message in named]
     found += _wider_than_asked(case)
     for file in files:
         if file.garbage:

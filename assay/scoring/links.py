@@ -29,6 +29,7 @@ from assay.record import Block, RankFile
 from assay.scoring.result import Curve, Figure
 from assay.scoring.samples import world_of
 
+SCRIPT = "comms/links"
 ADVICE = {
     "slow_rank": "look at that host's card, cable, driver and other load; leave it out (sbatch --exclude) until it is mended",
     "slow_link": "look at the cable and the switch ports between the two hosts; both are well with others",

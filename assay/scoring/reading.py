@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 
 from assay.arrival import Lateness
 from assay.errors import BadInput
+from assay.links.survey import Survey
 from assay.record import RankFile, read_rank_file
 from assay.rundir import CaseDir, RunDir, read_document
-from assay.scoring import ceilings, comms, doubts, energy, imported, overlap, sensors, specifications, training
+from assay.scoring import ceilings, comms, doubts, energy, imported, links, overlap, sensors, specifications, training
 from assay.scoring.result import CaseResult, Curve, Doubt, Figure, RunResult
 from assay.scoring.roofline import rooflines
 from assay.scoring.sensors import SensorFile, read_sensors
@@ -22,6 +23,7 @@ Reader = Callable[[list[RankFile], Mapping[str, Any], list[Figure]], Derived]
 # Each script's records are read by one function; ceilings come first, because the others are shown as shares of them.
 READERS: dict[str, Reader] = {
     "comms/bench": comms.derive,
+    links.SCRIPT: links.derive,
     overlap.SCRIPT: overlap.derive,
     specifications.SCRIPT: specifications.derive,
     "workloads/pretrain": training.derive,
@@ -69,7 +71,11 @@ def read_run(path: Path) -> RunResult:
         late = (
             _guarded(case, partial(comms.late_ranks, files), nobody, noted) if case.script == "comms/bench" else nobody
         )
-        known = replace(case, figures=figures, curves=curves, sensed=sensed, late=late, about=_about(files))
+        unknown: Survey | None = None
+        survey = _guarded(case, partial(_survey, case, files), unknown, noted)
+        known = replace(
+            case, figures=figures, curves=curves, sensed=sensed, late=late, survey=survey, about=_about(files)
+        )
         noted += doubts.of_case(known, files, document["host"].get("cores_usable"))
         cases.append(doubts.beside_figures(known, [item for item in noted if item.case == case.name]))
     checkups = run.checkups()
@@ -102,6 +108,10 @@ def _sensors(files: list[RankFile]) -> list[SensorFile]:
         return read_sensors(files[0].path.parent)
     except OSError as error:
         raise BadInput(f"{error.filename}: {(error.strerror or str(error)).lower()}; mend it or remove it") from error
+
+
+def _survey(case: CaseResult, files: list[RankFile]) -> Survey | None:
+    return links.survey(files, case.options) if case.script == links.SCRIPT else None
 
 
 def _sensed(files: list[SensorFile]) -> list[Figure]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from assay.arrival import Lateness
 from assay.estimates import Estimate
+from assay.links.survey import Survey
 from assay.roofline import Roofline
 from assay.rundir import Status
 
@@ -83,6 +84,8 @@ class CaseResult:
     """Of rank 0's header: device, device_name, backend, torch, threads; hosts (count), bytes logged."""
     late: Sequence[Lateness] = ()
     """Ranks that came late to collectives, one for each op and size that has one."""
+    survey: Survey | None = None
+    """Of comms/links.py: every pair's times, and which rank or link is slow."""
     sensed: list[Figure] = field(default_factory=list)
     """What the sensors beside the ranks tell of each device: power, temperature, clocks, throttling, risen counters."""
 
