@@ -6,6 +6,7 @@
 
 BAD_INPUT_EXIT = 2
 RUN_FAILED_EXIT = 1
+REPEAT_SECONDS = 2.0  # that rank 0 has to say what every rank has found
 INTERRUPTED_EXIT = 130
 
 # A failing rank prints its sentence behind this mark; the runner copies the first one into status.json.

@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from assay.estimates import Estimate
+from assay.estimates import Estimate, student
 
 FEWEST_SIZES = 4  # two parameters, and two sizes to contradict them
 FEWEST_FOR_SWITCH = 8  # two lines and where to cut are five parameters
@@ -137,7 +137,7 @@ def _margin(points: Sequence[Point], lines: Sequence[_Line]) -> float:
         if point.low is not None and point.high is not None
     ]
     variance = max(sum(line.squares for line in lines) / free, float(np.mean(np.square(own))) if own else 0.0)
-    return _student(free) * math.sqrt(variance)
+    return student(free) * math.sqrt(variance)
 
 
 def _free(sizes: int, lines: int) -> int:
@@ -200,20 +200,6 @@ def _fit(points: Sequence[Point]) -> _Line:
     distance = float(np.abs(np.log(time / predicted)).sum())
     squares = float(weight @ error**2)
     return _Line(float(alpha), float(slope), (float(errors[0]), float(errors[1])), predicted, squares, distance)
-
-
-def _student(free: int) -> float:
-    """The 97.5 % point of Student's distribution, to 1 % at 2 degrees of freedom and 0.1 % from 3 on.
-
-    Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5.
-    """
-    terms = (
-        (_Z**3 + _Z) / 4,
-        (5 * _Z**5 + 16 * _Z**3 + 3 * _Z) / 96,
-        (3 * _Z**7 + 19 * _Z**5 + 17 * _Z**3 - 15 * _Z) / 384,
-        (79 * _Z**9 + 776 * _Z**7 + 1482 * _Z**5 - 1920 * _Z**3 - 945 * _Z) / 92160,
-    )
-    return _Z + sum(term / float(free ** (power + 1)) for power, term in enumerate(terms))
 
 
 def _half_size(points: Sequence[Point], cuts: Sequence[int], lines: Sequence[_Line]) -> float | None:

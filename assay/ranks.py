@@ -18,7 +18,7 @@ from pathlib import Path
 
 from assay import machine
 from assay.device import Device, default_backend, describe_build, open_device
-from assay.errors import INTERRUPTED_EXIT, RUN_FAILED_EXIT, SENTENCE_MARK, AssayError, BadInput
+from assay.errors import INTERRUPTED_EXIT, REPEAT_SECONDS, RUN_FAILED_EXIT, SENTENCE_MARK, AssayError, BadInput
 from assay.hang_watch import answer_stack_requests
 from assay.options.base import ScriptOptions
 from assay.placement import Placement, placement
@@ -26,8 +26,6 @@ from assay.record import Header
 from assay.recorder import Recorder
 from assay.sensors.sidecar import Sidecar, start_sidecar
 from assay.world import MPI_BACKEND, World, first_line, join, join_mpi, join_torch, leave, meet_over_mpi, mpi_placement
-
-REPEAT_SECONDS = 2.0  # that rank 0 has to say what every rank has found
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,7 @@ def session(options: ScriptOptions, script: str) -> Iterator[Session]:
         sidecar = start_sidecar(options.out, place, device.type, device.name, os.environ)
         if comm is not None:
             world = join_mpi(comm, place, backend if options.backend_is_torch else MPI_BACKEND)
+            _check_agreement(options, world)  # before some look for others who do not come
             if options.needs_torch and place.world > 1:
                 meet_over_mpi(comm)
                 join_torch(place, backend, device, options.join_timeout)

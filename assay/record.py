@@ -6,8 +6,9 @@ samples. Statistics are derived by readers; nothing is averaged before it is wri
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,24 @@ class RankFile:
     blocks: list[Block]
     garbage: list[str]
     torn: bool
+
+    def of(self, metric: str, op: object = None, size: object = None) -> Sequence[Block]:
+        """The blocks of a metric, in order; with an op, only those of it at that size (B). Costs no search."""
+        return self._by_metric.get(metric, ()) if op is None else self._by_size.get((metric, op, size), ())
+
+    @cached_property
+    def _by_metric(self) -> dict[str, list[Block]]:
+        found: dict[str, list[Block]] = {}
+        for block in self.blocks:
+            found.setdefault(block.metric, []).append(block)
+        return found
+
+    @cached_property
+    def _by_size(self) -> dict[tuple[str, object, object], list[Block]]:
+        found: dict[tuple[str, object, object], list[Block]] = {}
+        for block in self.blocks:
+            found.setdefault((block.metric, block.tags.get("op"), block.tags.get("bytes")), []).append(block)
+        return found
 
 
 def encode_header(header: Header) -> str:

@@ -1,16 +1,19 @@
 """Traffic matrices of all_to_all_v: what every rank sends to every other, as shares of the largest buffer."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
-Matrix = tuple[tuple[float, ...], ...]
-"""Row i, column j: what rank i sends to rank j, in any one unit."""
+import numpy as np
+from numpy.typing import NDArray
+
+Matrix = NDArray[np.float64]
+"""[ranks, ranks]. Row i, column j: what rank i sends to rank j, in any one unit."""
 
 
 def uneven(world: int) -> Matrix:
     """A matrix for want of a file: rank i sends 1 … world shares to the ranks from itself on, so no two parts are equal."""
-    return tuple(tuple(float(1 + (j - i) % world) for j in range(world)) for i in range(world))
+    rank = np.arange(world)
+    return np.asarray(1 + (rank[None, :] - rank[:, None]) % world, dtype=np.float64)
 
 
 def read_matrix(path: Path) -> Matrix:
@@ -22,22 +25,26 @@ def read_matrix(path: Path) -> Matrix:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else "is not UTF-8 text"
-        raise ValueError(f"{path}: {reason}; give a file with one line of numbers a rank") from None
+        raise ValueError(f"--matrix {path}: {reason}; give a file with one line of numbers a rank") from None
     rows: list[tuple[float, ...]] = []
     for number, line in enumerate(lines, 1):
         words = line.partition("#")[0].replace(",", " ").split()
         if not words:
             continue
-        row = tuple(_share(word, f"{path}: line {number}") for word in words)
+        row = tuple(_share(word, f"--matrix {path}: line {number}") for word in words)
         if rows and len(row) != len(rows[0]):
-            raise ValueError(f"{path}: line {number}: {len(row)} numbers, the lines before have {len(rows[0])}")
+            raise ValueError(
+                f"--matrix {path}: line {number}: {len(row)} numbers, the lines before have {len(rows[0])}"
+            )
         rows.append(row)
     if not rows or len(rows) != len(rows[0]):
         columns = len(rows[0]) if rows else 0
-        raise ValueError(f"{path}: {len(rows)} lines of {columns} numbers; expected as many lines as numbers in each")
+        raise ValueError(
+            f"--matrix {path}: {len(rows)} lines of {columns} numbers; expected as many lines as numbers in each"
+        )
     if not any(map(any, rows)):
-        raise ValueError(f"{path}: every number is 0; at least one rank must send something")
-    return tuple(rows)
+        raise ValueError(f"--matrix {path}: every number is 0; at least one rank must send something")
+    return np.array(rows)
 
 
 def _share(word: str, where: str) -> float:
@@ -50,12 +57,7 @@ def _share(word: str, where: str) -> float:
     return value
 
 
-def counts(matrix: Matrix, count: int) -> list[list[int]]:
+def counts(matrix: Matrix, count: int) -> NDArray[np.int64]:
     """Whole elements that rank i sends to rank j, scaled so that the largest buffer sent or received has `count` at most."""
-    largest = max([sum(row) for row in matrix] + [sum(column) for column in zip(*matrix, strict=True)])
-    return [[math.floor(share / largest * count) for share in row] for row in matrix]
-
-
-def largest_buffer(elements: Sequence[Sequence[int]]) -> int:
-    """Elements of the largest buffer that any rank sends or receives."""
-    return max([*map(sum, elements), *map(sum, zip(*elements, strict=True))])
+    largest = max(matrix.sum(axis=0).max(), matrix.sum(axis=1).max())
+    return np.asarray(np.floor(matrix / largest * count), dtype=np.int64)

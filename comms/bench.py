@@ -15,6 +15,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from assay.clock_sync import Alignment
 from assay.collectives.operations import OPERATIONS
 from assay.collectives.refusals import refuse_beyond_memory, why_not
 from assay.collectives.trial import Trial, Variant
+from assay.device_events import Timeline
 from assay.errors import BadInput, RunFailed
 from assay.estimates import (
     FEWEST_FOR_PERCENTILE,
@@ -42,12 +44,14 @@ from assay.options import CommsOptions, parse_command_line
 from assay.options.comms import ITEM_BYTES
 from assay.progress import progress_line
 from assay.ranks import Session, session
+from assay.record import TagValue
 from assay.transports import Transport, open_transport
 from assay.units import format_duration, format_size
 from assay.world import MPI_BACKEND
 
 FEWEST_CALLS = 6  # timed one by one even when the budget is gone: the fewest that give a 95 % interval
 TURN = 10  # calls of one transport before the other has its turn
+DEVICE_CALLS = 40  # between events of an accelerator
 AUDITED = 4  # sizes of a sweep that are timed again in random order
 QUICK_LOOK = 1 << 16  # pattern values computed per check of a timed call: it must not eat the time for timing
 
@@ -60,6 +64,7 @@ class Job:
     here: Session
     beacon: Beacon
     clocks: Alignment
+    timeline: Timeline | None = None
 
 
 def time_batches(job: Job, trials: Sequence[Trial]) -> None:
@@ -71,7 +76,7 @@ def time_batches(job: Job, trials: Sequence[Trial]) -> None:
         for trial in trials:
             cell[0] += 1  # a batch is entered
             call, count = trial.call, range(trial.calls)
-            trial.refill()  # a sum in place grows with every call; fresh data keep it finite
+            trial.refill()  # sums in place grow with every call: each batch begins with the same data
             trial.barrier()
             # ---- timed region
             start = now()
@@ -108,7 +113,7 @@ def time_calls(job: Job, trials: Sequence[Trial], guess: float) -> None:
                 time_turn(job, trial, min(turn, wanted - first), checked=first == 0)
         done += wanted
         enough = looks(done) and all(is_settled(call_times(job, trial)[0], options.target) for trial in trials)
-        if enough or done >= options.max_calls or here.world.agree(now() - begun >= budget):
+        if here.world.agree(enough or done >= options.max_calls or now() - begun >= budget):
             return
 
 
@@ -129,6 +134,32 @@ def time_turn(job: Job, trial: Trial, count: int, checked: bool) -> None:
         trial.exits.append(leave)
         if checked and number == 0:
             trial.check(QUICK_LOOK)
+
+
+def time_on_device(job: Job, trial: Trial) -> None:
+    """Some calls more between events of the device, where it has them: when it entered and left, on the host's clock.
+
+    Apart from the other calls, because events cost what a small collective does.
+    """
+    timeline = job.timeline
+    if timeline is None:
+        return
+    job.beacon.phase(trial.op, trial.size, "device events")
+    trial.refill()
+    timeline.start()
+    for _ in range(DEVICE_CALLS):
+        job.beacon.cell[0] += 1
+        trial.barrier()
+        timeline.mark()
+        trial.call()
+        timeline.mark()
+        job.here.device.synchronize()
+        job.beacon.cell[0] += 1
+    entries, exits, error = timeline.read()
+    if trial.takes_part:
+        tags: dict[str, TagValue] = {**trial.tags, "error": error}
+        job.here.recorder.block("device_entry", "s", entries.tolist(), tags)
+        job.here.recorder.block("device_exit", "s", exits.tolist(), tags)
 
 
 def looks(samples: int) -> bool:
@@ -163,6 +194,8 @@ def measure(job: Job, trials: Sequence[Trial]) -> list[Line]:
         trial.calls = here.world.agree(calls)
     time_batches(job, trials)
     time_calls(job, trials, sum(guesses))
+    for trial in trials:
+        time_on_device(job, trial)
     return [keep(job, trial) for trial in trials]
 
 
@@ -213,23 +246,31 @@ def heading_of(job: Job, trial: Trial, how: str) -> Heading:
     return Heading(trial.op, size, groups, hosts, name, job.here.device.name, how, variant)
 
 
-def audit_order(job: Job, sweep: Sequence[Sequence[Trial]]) -> None:
-    """Time some sizes of a finished sweep again in random order: a figure must not depend on what ran before it."""
+def audit_order(job: Job, sweep: Sequence[Sequence[Trial]]) -> int:
+    """Time some sizes of a finished sweep again in random order: a figure must not depend on what ran before it.
+
+    Returns the wrong elements over all ranks.
+    """
     chosen = [sweep[index] for index in sorted({round(i * (len(sweep) - 1) / (AUDITED - 1)) for i in range(AUDITED)})]
     random.Random(job.options.seed).shuffle(chosen)
     options, here = job.options, job.here
     short = replace(job, options=options.model_copy(update={"budget": options.budget / AUDITED}))
+    wrong = 0
     for trials in chosen:
-        for trial in trials:
-            trial.entries, trial.exits = [], []
+        again = [trial.anew() for trial in trials]
+        for trial in again:
             trial.prepare(options)
             trial.refill()
-        time_calls(short, trials, sum([one_call(trial) for trial in trials]))
-        for trial in trials:
+        time_calls(short, again, sum([one_call(trial) for trial in again]))
+        for trial in again:
+            tags: dict[str, TagValue] = {**trial.tags, "order": "random"}
+            here.recorder.block("check_errors", "1", trial.checks, tags)
             if trial.takes_part:
-                here.recorder.block("call_entry", "s", trial.entries, {**trial.tags, "order": "random"})
-                here.recorder.block("call_exit", "s", trial.exits, {**trial.tags, "order": "random"})
+                here.recorder.block("call_entry", "s", trial.entries, tags)
+                here.recorder.block("call_exit", "s", trial.exits, tags)
+            wrong += sum(int(str(count)) for count in here.world.gather(sum(trial.checks)))
             trial.release()
+    return wrong
 
 
 def variants(options: CommsOptions) -> Iterator[Variant]:
@@ -254,22 +295,37 @@ def compared(trials: Sequence[Trial], lines: Sequence[Line]) -> str:
     )
 
 
+def trials_of(job: Job, transports: Sequence[Transport], variant: Variant, sizes: Sequence[int]) -> list[list[Trial]]:
+    """Every size's trials over each transport, without sizes that whole elements make equal or empty."""
+    found: dict[int, list[Trial]] = {}
+    for size in sizes:
+        trials = [Trial(job.options, job.here, transport, variant, size) for transport in transports]
+        if trials[0].size or not size:
+            found.setdefault(trials[0].size, trials)
+    if not found:
+        raise BadInput(f"--max: {variant.op} has no part of a whole element at {format_size(max(sizes))}; give more")
+    return list(found.values())
+
+
 def bench(job: Job, transports: Sequence[Transport]) -> None:
     """Measure every sweep and print its table. Raises RunFailed on rank 0 if any data check failed."""
-    options, here = job.options, job.here
+    options, here, beacon = job.options, job.here, job.beacon
     header, row = STYLES[options.style]
     first, members = here.world.is_first, len(options.groups(here.world.size)[0])
     sweeps = {
-        variant: [
-            [Trial(options, here, transport, variant, size) for transport in transports]
-            for size in options.sizes(variant.op, members, ITEM_BYTES[variant.dtype])
-        ]
+        variant: trials_of(
+            job, transports, variant, list(options.sizes(variant.op, members, ITEM_BYTES[variant.dtype]))
+        )
         for variant in variants(options)
     }
-    largest = max((trials[0] for sweep in sweeps.values() for trials in sweep), key=lambda trial: trial.bytes_needed)
-    refuse_beyond_memory(here, largest.bytes_needed, f"--max: {largest.op} of {format_size(largest.size)}")
+    largest = max(
+        ((trial.bytes_needed, trial) for sweep in sweeps.values() for (trial, *_) in sweep), key=itemgetter(0)
+    )[1]
+    need = largest.bytes_needed * len(transports)  # both transports' buffers are there at once
+    refuse_beyond_memory(here, need, f"--max: {largest.op} of {format_size(largest.size)}")
     begun, done, total, wrong, refusals = now(), 0, sum(map(len, sweeps.values())), 0, []
     for sweep in sweeps.values():
+        beacon.phase(sweep[0][0].op, sweep[0][0].size, "first call")
         refusal = why_not(options, here, sweep[0])
         if refusal:
             refusals.append(refusal)
@@ -298,7 +354,7 @@ def bench(job: Job, transports: Sequence[Transport]) -> None:
             if "ASSAY_RUN" in os.environ:
                 print(progress_line(done, total, f"{lines[0].heading.op} {format_size(lines[0].size)}"), flush=True)
         if options.audit and len(sweep) > 1:
-            audit_order(job, sweep)
+            wrong += audit_order(job, sweep)
     job.clocks.probe()
     if refusals and len(refusals) == len(sweeps):
         raise BadInput(f"nothing can be measured: {refusals[0]}")
@@ -323,7 +379,8 @@ def named_transports(options: CommsOptions, here: Session) -> list[str]:
 def run(options: CommsOptions, here: Session, transports: Sequence[Transport]) -> None:
     """The benchmark, under a beacon that tells what hangs if something does."""
     with beacon_of(here.world, options.out, options.hang_limit) as beacon:
-        bench(Job(options, here, beacon, Alignment(here.world, here.recorder)), transports)
+        clocks = Alignment(here.world, here.recorder)
+        bench(Job(options, here, beacon, clocks, here.device.timeline()), transports)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,9 @@ from assay.beacon import Beacon
 from assay.clock import now
 from assay.collectives.operations import OPERATIONS
 from assay.collectives.pattern import EVALUATIONS, fill
+from assay.collectives.refusals import refuse_beyond_memory
 from assay.collectives.setting import Buffers, Setting, allocate
-from assay.errors import BadInput, RunFailed
+from assay.errors import RunFailed
 from assay.hang_watch import beacon_of
 from assay.links.bisection import ALONE_PAIRS, ALONE_PASSES, PASSES
 from assay.links.exclusion import clear, exclude, scheduler_name
@@ -239,7 +240,7 @@ def links(options: LinksOptions, here: Session, transport: Transport, beacon: Be
     """Measure all pairs, confirm suspects, cut the world in halves; rank 0 prints. Raises RunFailed on wrong data."""
     world, first, limits = here.world, here.world.is_first, Limits(options.threshold, options.latency_factor)
     groups = lanes(world.hosts, options.between, options.per_host)
-    refuse_too_large(options, here)
+    refuse_beyond_memory(here, 2 * max(options.sizes), f"--sizes: a pair of {format_size(max(options.sizes))}")
     hosts, names = dict(enumerate(world.hosts)), [str(name) for name in world.gather(scheduler_name())]
     part, begun = Part(options, here, transport, beacon), now()
     listed = options.exclude_file or (options.out / "exclude.txt" if options.out else None)
@@ -276,18 +277,6 @@ def links(options: LinksOptions, here: Session, transport: Transport, beacon: Be
         print(f"# {format_duration(now() - begun)}; {kept}")
         if wrong:
             raise RunFailed(f"{wrong} elements were wrong after their transfer; trust no figure of this run")
-
-
-def refuse_too_large(options: LinksOptions, here: Session) -> None:
-    """Raise BadInput, on every rank, if two buffers of the largest size are more than the memory of any."""
-    free, need = here.device.memory().free, 2 * max(options.sizes)
-    sharers = here.world.local_size if here.device.type == "cpu" else 1
-    lacking = here.world.largest(np.array([need * sharers - free if free is not None else 0], dtype=np.float64))[0]
-    if lacking > 0:
-        raise BadInput(
-            f"--sizes: {format_size(max(options.sizes))} needs {format_size(need)} on each of {sharers} ranks, "
-            f"{format_size(int(lacking))} more than is free; give a smaller one"
-        )
 
 
 def tell_progress(here: Session, done: int, total: int, what: str) -> None:

@@ -211,6 +211,27 @@ def test_64_ranks_on_few_cores_finish_a_sweep_and_log_little(tmp_path: Path) -> 
     assert max(path.stat().st_size for path in files) < BYTES_PER_SIZE * len(ops) * 2
 
 
+@pytest.mark.parametrize("world", [3, 64, 512, 4096])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_averages_of_many_ranks_show_every_fault(dtype: torch.dtype, world: int) -> None:
+    here = Setting(1, world, (0, 1), dtype, torch.device("cpu"), seed=1, count=8192, redop="avg")
+    operation = OPERATIONS["all_reduce"]
+    buffers = operation.allocate(here)
+    right = operation.expected(here, torch.arange(8192)).to(dtype)
+    # As a backend may do it: scaled in the element type before the sum.
+    scaled = sum(
+        (pattern(here, rank, torch.arange(8192)).to(dtype) * (1 / world)).double() for rank in range(0, world, 1)
+    )
+    assert isinstance(scaled, torch.Tensor)
+    buffers.received.copy_(scaled.to(dtype))
+    assert operation.check(here, buffers).wrong == 0
+    left_out = right.clone()
+    left_out[pattern(here, 1, torch.arange(8192)) > 0] = 0
+    for wrong in (left_out, torch.zeros_like(right), right.roll(4096), right * 1.06):
+        buffers.received.copy_(wrong)
+        assert operation.check(here, buffers).wrong > 0
+
+
 def test_records_of_two_runs_are_never_mixed(tmp_path: Path) -> None:
     args = ("--ops", "pt2pt", "--size", "1KiB", "--budget", "0.01", "--out", tmp_path)
     assert torchrun(2, "comms/bench.py", *args).returncode == 0

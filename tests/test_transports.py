@@ -95,8 +95,21 @@ def test_every_element_type_and_reduction_is_measured_or_says_why_not(tmp_path: 
     assert done.returncode == 0, done.stderr
     bus = [figure for figure in figures_of(tmp_path) if figure.metric == "busbw"]
     assert len(bus) == 7 * 5 + 7, "seven types times five reductions, and one broadcast a type"
-    refused = {(figure.tags["redop"], figure.reason) for figure in bus if figure.value is None}
-    assert refused == {("avg", "gloo: gloo has no average")}
+    assert all(figure.value for figure in bus)
+
+
+def test_a_reduction_that_mpi_lacks_is_na_with_the_reason_and_the_rest_is_measured(tmp_path: Path) -> None:
+    wanted = ("--dtype", "float32,bfloat16", "--redop", "sum,avg")
+    done = mpirun(2, "comms/bench.py", "--transport", "mpi", *wanted, *QUICK, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    bus = [figure for figure in figures_of(tmp_path) if figure.metric == "busbw"]
+    assert [bool(figure.value) for figure in bus] == [True, False, False, False]
+    assert [figure.reason for figure in bus] == [
+        None,
+        "mpi4py: MPI has no avg",
+        "mpi4py: MPI has no reduction of bfloat16",
+        "mpi4py: MPI has no reduction of bfloat16",
+    ]
 
 
 def test_traffic_of_a_file(tmp_path: Path) -> None:
@@ -112,7 +125,7 @@ def test_traffic_of_a_file(tmp_path: Path) -> None:
     assert f"--matrix {matrix}: 3 lines for 2 ranks; give one line a rank" in done.stderr
     matrix.write_text("0 3\n1 x\n")
     done = torchrun(2, "comms/bench.py", "--ops", "all_to_all_v", "--matrix", matrix, *QUICK)
-    assert f"{matrix}: line 2: 'x' should be a number, 0 or more" in done.stderr
+    assert f"--matrix {matrix}: line 2: 'x' should be a number, 0 or more" in done.stderr
 
 
 @pytest.mark.parametrize("fault", ["swap_two_chunks", "flip_a_bit", "skip_a_contribution", "return_early"])
@@ -165,7 +178,13 @@ def error_sentences(text: str) -> list[str]:
             "--split div:3: 4 ranks fall into groups of 1 and 3; expected groups of one size, 2 or more",
         ),
         (("--transport", "mpi"), "the launcher started 4 ranks, but MPI sees 1; start with mpirun -n 4"),
-        (("--redop", "avg"), "rank 0: nothing can be measured: gloo: gloo has no average"),
+        (
+            ("--ops", "broadcast", "--placement", "out"),
+            "rank 0: nothing can be measured: gloo: torch.distributed has no",
+        ),
+        (("--ops", "all_reduc"), "--ops: unknown collective 'all_reduc'; did you mean 'all_reduce'?"),
+        (("--bogus", "1"), "unknown argument '--bogus'"),
+        (("--split", "mod:1"), "--split mod:1: 4 ranks are one group; leave it out, or give another"),
     ],
 )
 def test_bad_input_is_one_sentence_once(args: tuple[str, ...], sentence: str) -> None:
@@ -174,6 +193,14 @@ def test_bad_input_is_one_sentence_once(args: tuple[str, ...], sentence: str) ->
     (said,) = error_sentences(done.stderr)
     assert sentence in said
     assert "Traceback (most recent call last)" not in done.stderr.partition("torch/distributed")[0]
+
+
+def test_a_rank_that_expects_another_transport_is_told_and_not_waited_for() -> None:
+    script = (sys.executable, str(ROOT / "comms/bench.py"), "--transport", "mpi")
+    done = mpirun(1, "comms/bench.py", "--transport", "mpi", ":", "-n", "1", *script, "--versus", "gloo")
+    assert done.returncode == 2
+    (said,) = error_sentences(done.stderr)
+    assert re.search(r"--versus: rank 1 on \S+ was given gloo, rank 0 None; start every rank with the same", said)
 
 
 def test_ranks_that_disagree_are_told_once_what_differs() -> None:

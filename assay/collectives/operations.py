@@ -6,6 +6,7 @@ A collective is a record of small functions; its bandwidth formula stands in ass
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from assay.collectives.pattern import EVALUATIONS, Check, Expected, check, pattern, reduced
@@ -52,31 +53,27 @@ def _same(setting: Setting) -> tuple[int, int]:
 
 def _from_each(setting: Setting, positions: torch.Tensor, offset: int) -> torch.Tensor:
     # Position p of the result is position p % part (+ offset) of rank p // part.
-    part = setting.count // setting.world
-    values = torch.empty_like(positions)
-    ranks = positions // part
-    for rank in range(setting.world):
-        here = ranks == rank
-        values[here] = pattern(setting, rank, positions[here] % part + offset)
-    return values
+    part = _part(setting)
+    return pattern(setting, positions // part, positions % part + offset)
 
 
 def _from_each_by_traffic(setting: Setting, positions: torch.Tensor) -> torch.Tensor:
-    values = torch.empty_like(positions)
-    begin = 0
-    for rank, row in enumerate(setting.traffic):
-        here = (positions >= begin) & (positions < begin + row[setting.rank])
-        values[here] = pattern(setting, rank, positions[here] - begin + sum(row[: setting.rank]))
-        begin += row[setting.rank]
-    return values
+    traffic = setting.traffic
+    ends = torch.from_numpy(np.cumsum(traffic[:, setting.rank]))
+    ranks = torch.searchsorted(ends, positions, right=True)
+    begins = ends - torch.from_numpy(traffic[:, setting.rank])
+    ahead = torch.from_numpy(
+        traffic[:, : setting.rank].sum(axis=1)
+    )  # what the sender's buffer holds for ranks before us
+    return pattern(setting, ranks, positions - begins[ranks] + ahead[ranks])
 
 
 def _to(setting: Setting) -> list[int]:
-    return setting.traffic[setting.rank]
+    return [int(count) for count in setting.traffic[setting.rank]]
 
 
 def _source(setting: Setting) -> list[int]:
-    return [row[setting.rank] for row in setting.traffic]
+    return [int(count) for count in setting.traffic[:, setting.rank]]
 
 
 def _part(setting: Setting) -> int:

@@ -18,17 +18,20 @@ Expected = Callable[[Setting, torch.Tensor], torch.Tensor]
 """(setting, positions in `received`) → the values that must stand there, float64 or int64, on the host."""
 
 
-def pattern(setting: Setting, rank: int, positions: torch.Tensor) -> torch.Tensor:
-    """The values that `rank` sends at `positions` (int64, host), as int64 in 0 … levels−1.
+def pattern(setting: Setting, rank: int | torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """The values that `rank` (one, or one for each position) sends at `positions` (int64, host), as int64.
 
-    An integer hash (multiply, shift, xor) of position and rank, repeating every 1,048,583 positions. For products one
-    rank a position sends a factor of 2 … levels, the others 1: more would overflow.
+    An integer hash (multiply, shift, xor) of position and rank, repeating every 1,048,583 positions; 0 … levels−1. For
+    products one rank a position sends a factor of 2 … levels, the others 1: more would overflow. For averages one rank a
+    position sends a multiple of the number of ranks, the others 0: the average is whole.
     """
     value = positions % _TILE * 0x9E3779B1 + (rank + 1) * 0x85EBCA77 + setting.seed * 0xC2B2AE3D
     value = (value ^ (value >> 15)) * 0x2C1B3C6D
     value = (value ^ (value >> 13)) & 0x7FFFFFFF
-    if setting.redop == "prod":
+    if setting.redop in ("prod", "avg"):
         ours = (positions % _TILE) % setting.world == rank
+        if setting.redop == "avg":
+            return torch.where(ours, (1 + value % setting.average_levels) * setting.world, torch.zeros_like(value))
         return torch.where(ours, 2 + value % (setting.levels - 1), torch.ones_like(value))
     contributes = (positions + rank) % setting.stride == 0
     return value % setting.levels * contributes
@@ -88,7 +91,7 @@ def check(expected: Expected, cost: int, setting: Setting, buffers: Buffers, eva
         positions[0], positions[1] = 0, total - 1
     got = buffers.received[positions.to(setting.device)].cpu().double()
     wanted = expected(setting, positions).to(setting.dtype).double()
-    bad = ~((got - wanted).abs() <= setting.tolerance)  # a NaN is wrong too
+    bad = ~((got - wanted).abs() <= setting.tolerance * wanted.abs())  # a NaN is wrong too
     wrong = int(bad.sum())
     first = int(positions[bad].min()) if wrong else None
     return Check(wrong, len(positions), total, first)

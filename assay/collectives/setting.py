@@ -1,9 +1,10 @@
 """One measurement's circumstances on one rank, and its buffers."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from assay.traffic import Matrix, counts, uneven
 
@@ -57,15 +58,27 @@ class Setting:
 
     @property
     def tolerance(self) -> float:
-        """By how much an element may differ: 0 but for averages of floats, which may be scaled before they are summed."""
+        """By how much an element may differ, relative: 0 but for averages of floats, which may be scaled before the sum."""
         if self.redop != "avg" or not self.dtype.is_floating_point:
             return 0.0
-        return self.world * torch.finfo(self.dtype).eps * self.levels
+        return 4 * torch.finfo(self.dtype).eps
 
-    @cached_property
-    def traffic(self) -> list[list[int]]:
-        """Elements that rank i sends to rank j in all_to_all_v."""
-        return counts(self.matrix or uneven(self.world), self.count)
+    @property
+    def average_levels(self) -> int:
+        """Distinct values of an average: world times each must be a number that the dtype can hold."""
+        most = 255 if self.dtype == torch.uint8 else 1 << 15
+        return max(1, min(64, most // self.world))
+
+    @property
+    def traffic(self) -> NDArray[np.int64]:
+        """Elements that rank i (row) sends to rank j (column) in all_to_all_v. Made anew each time: it has world² entries."""
+        return counts(uneven(self.world) if self.matrix is None else self.matrix, self.count)
+
+    @property
+    def largest_buffer(self) -> int:
+        """Elements of the largest buffer that any rank sends or receives in all_to_all_v."""
+        traffic = self.traffic
+        return int(max(traffic.sum(axis=0).max(), traffic.sum(axis=1).max()))
 
 
 @dataclass(frozen=True)

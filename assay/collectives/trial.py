@@ -14,7 +14,7 @@ from assay.errors import RunFailed
 from assay.options.comms import ITEM_BYTES, CommsOptions
 from assay.ranks import Session
 from assay.record import TagValue
-from assay.traffic import largest_buffer, read_matrix
+from assay.traffic import read_matrix
 from assay.transports import Transport
 from assay.world import first_of_second_host
 
@@ -35,6 +35,7 @@ class Trial:
     """One op at one size over one transport on this rank. Times in s; entries and exits on this rank's own clock."""
 
     def __init__(self, options: CommsOptions, here: Session, transport: Transport, variant: Variant, size: int) -> None:
+        self._made_of = (options, here, transport, variant, size)
         self.op, self.dtype, self.redop = variant.op, variant.dtype, variant.redop
         self.operation = OPERATIONS[self.op]
         in_place = self.operation.in_place if variant.placement == "auto" else variant.placement == "in"
@@ -54,7 +55,7 @@ class Trial:
         self.settings = [replace(setting, seed=options.seed + piece) for piece in range(options.coalesce)]
         self.size = size
         if self.op == "all_to_all_v":  # whole elements a part make the largest buffer a little smaller than asked
-            self.size = largest_buffer(setting.traffic) * options.coalesce * ITEM_BYTES[self.dtype]
+            self.size = setting.largest_buffer * options.coalesce * ITEM_BYTES[self.dtype]
         self.transport, self.here = transport, here
         self.takes_part = self.operation.takes_part(setting)
         self.refused = transport.refusal(self.op, setting.dtype, setting.redop, in_place)
@@ -78,22 +79,27 @@ class Trial:
         self.tags |= {"placement": "in" if in_place else "out"} if in_place != self.operation.in_place else {}
         self.tags |= {"groups": len(groups)} if len(groups) > 1 else {}
         self.tags |= {"asynchronous": True} if options.asynchronous else {}
-        self.tags |= {"coalesced": options.coalesce} if options.coalesce > 1 else {}
+        if options.coalesce > 1:
+            self.tags |= {"coalesced": options.coalesce, "means": transport.means(self.op)}
         self.tags |= {"graph": True} if options.graph else {}
+
+    def anew(self) -> "Trial":
+        """The same trial without samples."""
+        return Trial(*self._made_of)
 
     def prepare(self, options: CommsOptions) -> None:
         """Make the buffers and bind the call to them. Raises RunFailed on what the transport cannot do."""
         if self.refused:
             raise RunFailed(self.refused)
         self.buffers = [self.operation.allocate(setting, self.in_place) for setting in self.settings]
-        self.barrier = self.transport.barrier().call
+        # Groups that are to run at the same time must begin together, which their own barriers do not see to.
+        together = "groups" in self.tags
+        self.barrier: Callable[[], object] = self.here.world.barrier if together else self.transport.barrier().call
         self.call: Callable[[], object] = lambda: None
         if self.takes_part:
             pairs = zip(self.settings, self.buffers, strict=True)
             bound = [self.operation.bind(setting, self.transport, buffers) for setting, buffers in pairs]
-            one, means = self.transport.together(bound) if len(bound) > 1 else (bound[0], None)
-            if means:
-                self.tags["means"] = means
+            one = self.transport.together(self.op, bound) if len(bound) > 1 else bound[0]
             self.call = awaited(self.transport, one.start) if options.asynchronous else one.call
             if options.graph:
                 self.call = captured(self.call)

@@ -2,15 +2,18 @@
 
 import argparse
 import difflib
+import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from assay.errors import BAD_INPUT_EXIT, SENTENCE_MARK, BadInput
+from assay.errors import BAD_INPUT_EXIT, REPEAT_SECONDS, SENTENCE_MARK, BadInput
+from assay.placement import placement
 from assay.units import parse_size
 
 PathText = Annotated[Path, BeforeValidator(lambda value: Path(value) if isinstance(value, str) else value)]
@@ -18,6 +21,11 @@ PathText = Annotated[Path, BeforeValidator(lambda value: Path(value) if isinstan
 
 Size = Annotated[int, BeforeValidator(parse_size)]
 """Bytes, written as 4096, 64KiB or 2GB."""
+
+
+def lower_case(value: object) -> object:
+    """Names of backends: torch takes NCCL for nccl, but as tags and in comparisons they must be one."""
+    return value.lower() if isinstance(value, str) else value
 
 
 def flags(*also: str, metavar: str = "X") -> dict[str, Any]:
@@ -43,7 +51,9 @@ class ScriptOptions(Options):
     device: str = Field(
         "auto", description="auto, cpu, or any device that torch.accelerator offers (cuda, xpu, npu, …)"
     )
-    backend: str = Field("auto", description="torch.distributed backend; auto takes torch's default for the device")
+    backend: Annotated[str, BeforeValidator(lower_case)] = Field(
+        "auto", description="torch.distributed backend; auto takes torch's default for the device"
+    )
     join_timeout: float = Field(120.0, gt=0, description="seconds that ranks may take to find each other")
 
     @property
@@ -136,9 +146,7 @@ def _flag_of(path: tuple[str | int, ...]) -> str:
 
 def build_parser(model: type[ScriptOptions], description: str) -> argparse.ArgumentParser:
     """An argparse parser with one flag per field; values stay text, pydantic turns them into what they mean."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     for name, field in model.model_fields.items():
         flag = "--" + name.replace("_", "-")
         also = _extra(field, "also", [])
@@ -178,12 +186,34 @@ def _as_text(value: object) -> str:
 def parse_command_line(model: type[S], description: str | None, argv: Sequence[str] | None = None) -> S:
     """A script's options from its command line. On bad input prints one sentence and exits with code 2."""
     parser = build_parser(model, description or model.synopsis)
-    given = vars(parser.parse_args(argv))
     try:
+        given = vars(parser.parse_args(argv))
         return validate(model, {name: value for name, value in given.items() if value is not None})
     except BadInput as error:
+        # Every rank was given the same. Rank 0 says so, and the launcher then ends the others.
+        if _is_another_rank():
+            time.sleep(REPEAT_SECONDS)
         print(f"{SENTENCE_MARK}{error}", file=sys.stderr)
         raise SystemExit(BAD_INPUT_EXIT) from None
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with errors of ours: one sentence, with the nearest name for an unknown one."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            word = unknown.split()[0]
+            known = [flag for action in self._actions for flag in action.option_strings]
+            raise BadInput(f"unknown argument {word!r}{nearest(word.partition('=')[0], known)}")
+        raise BadInput(f"{message}; --help tells what there is")
+
+
+def _is_another_rank() -> bool:
+    try:
+        return placement(os.environ).rank > 0
+    except BadInput:
+        return False
 
 
 def command_line(options: ScriptOptions) -> list[str]:

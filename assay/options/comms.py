@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from assay.bandwidth import COLLECTIVES, round_down
-from assay.options.base import PathText, Size, flags, nearest, split_list
+from assay.options.base import PathText, Size, flags, lower_case, nearest, split_list
 from assay.options.transport import MPI, TransportOptions
 from assay.traffic import read_matrix
 from assay.units import format_size
@@ -40,7 +40,7 @@ class CommsOptions(TransportOptions):
 
     synopsis: ClassVar[str] = "collectives over torch.distributed or MPI: latency, algbw and busbw over sizes"
 
-    versus: str | None = Field(
+    versus: Annotated[str | None, BeforeValidator(lower_case)] = Field(
         None,
         min_length=1,
         description="a second transport, measured by turns with the first: mpi, or a torch.distributed backend",
@@ -101,6 +101,8 @@ class CommsOptions(TransportOptions):
             )
         if self.graph and (self.asynchronous or self.transport == MPI or self.versus == MPI):
             raise ValueError("--graph replays a captured call of torch; leave out --async and MPI")
+        if self.transport == MPI and self.versus in (None, MPI) and self.backend != "auto":
+            raise ValueError(f"--backend {self.backend} is torch.distributed's; leave it out with --transport mpi")
         return self
 
     @property
@@ -122,8 +124,10 @@ class CommsOptions(TransportOptions):
         """The ranks of every group, in the order of ranks; one group without --split."""
         kind, _, text = (self.split or f"div:{world}").partition(":")
         number = int(text)
-        colours = [rank // number if kind == "div" else rank % number for rank in range(world)]
-        return [[rank for rank in range(world) if colours[rank] == colour] for colour in dict.fromkeys(colours)]
+        members: dict[int, list[int]] = {}
+        for rank in range(world):
+            members.setdefault(rank // number if kind == "div" else rank % number, []).append(rank)
+        return list(members.values())
 
     def sizes(self, op: str, world: int, itemsize: int) -> Iterator[int]:
         """The sizes S of `op`'s sweep in a group of `world`, rounded down to whole elements per part as nccl-tests does.
@@ -155,6 +159,8 @@ class CommsOptions(TransportOptions):
                 "expected groups of one size, 2 or more"
             )
         size = lengths.pop()
+        if self.split is not None and size == world:
+            raise ValueError(f"--split {self.split}: {world} ranks are one group; leave it out, or give another")
         if self.matrix is not None and len(rows := read_matrix(self.matrix)) != size:
             raise ValueError(f"--matrix {self.matrix}: {len(rows)} lines for {size} ranks; give one line a rank")
         for op in self.ops:

@@ -15,7 +15,7 @@ _LEAD = (
     "These ranks entered after all others, so that every call waited for them. Lateness: own entry to the entry of the "
     "last of the others, median with interval, where it was largest."
 )
-_LINES = {"waiting_time": "waiting", "transfer_time": "transfer"}
+_LINES = {"waiting_time": "waiting", "call_time_p50": "transfer"}
 
 
 def late_part(cases: Iterable[tuple[str, Sequence[Lateness]]]) -> Part | None:

@@ -17,6 +17,7 @@ _COLUMNS = (
     "call_time_p50_random_order",
     "call_time_p95",
     "call_time_p99",
+    "device_time_p50",
     "waiting_time",
     "batch_call_time",
     "algbw",

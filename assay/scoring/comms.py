@@ -1,6 +1,6 @@
 """Figures of comms/bench.py: percentiles of single calls, and rates from back-to-back batches."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from assay.estimates import (
     mean_of_batches,
     median_interval,
 )
-from assay.record import RankFile
+from assay.record import Block, RankFile
 from assay.scoring import arrival
 from assay.scoring.arrival import call_times
 from assay.scoring.ceilings import find, find_figure, least_share
@@ -22,6 +22,7 @@ from assay.scoring.latency import latency_figures, sweep_models
 from assay.scoring.result import Curve, Figure
 from assay.scoring.samples import Array, by_rank, device_of, rate, stacked, tail_figure
 
+_BY_ROOT = ("gather", "scatter", "reduce")
 # What tells two measurements apart. From redop on, a tag is there only where it is not the usual.
 _KEYS = (
     "op",
@@ -60,10 +61,10 @@ def _told(tags: Mapping[str, Any]) -> dict[str, Any]:
 def _measured(files: Sequence[RankFile]) -> list[dict[str, Any]]:
     seen: dict[tuple[Any, ...], dict[str, Any]] = {}
     for file in files:
-        for block in file.blocks:
+        for block in file.of("batch_time"):
             tags = {key: block.tags.get(key) for key in _KEYS}
             countable = all(isinstance(tags[key], int) and int(tags[key] or 0) >= 0 for key in ("bytes", "world"))
-            if block.metric == "batch_time" and tags["op"] in COLLECTIVES and countable and tags["world"]:
+            if tags["op"] in COLLECTIVES and countable and tags["world"]:
                 # A block taken in another order is the same measurement's, but no part of its samples.
                 seen.setdefault(tuple(tags.values()), {**tags, "order": None})
     return list(seen.values())
@@ -85,8 +86,19 @@ def _single_calls(files: list[RankFile], tags: dict[str, Any]) -> list[Figure]:
     typical = Figure("call_time_p50", "s", replace(p50, method=f"{how}; {p50.method}"), tags, better="lower")
     tails = [tail_figure(f"call_time_p{q}", times, q, how, tags) for q in (95, 99)]
     # Where clocks allow it, transfer is the time of a call by another name; what is told of it is the waiting.
+    tails += _on_device(files, tags)
     waits = [figure for figure in arrival.figures(files, tags) if figure.metric == "waiting_time"]
     return [typical, *tails, *_again(files, tags), *waits]
+
+
+def _on_device(files: list[RankFile], tags: dict[str, Any]) -> list[Figure]:
+    """What calls take by the events of an accelerator: on each rank's own clock, the longest of any rank."""
+    entries, exits = stacked(by_rank(files, "device_entry", tags)), stacked(by_rank(files, "device_exit", tags))
+    if not entries.size or entries.shape != exits.shape:
+        return []
+    p50 = median_interval((exits - entries).max(axis=0))
+    method = f"device events, longest over ranks, waiting included; {p50.method}"
+    return [Figure("device_time_p50", "s", replace(p50, method=method), tags, better="lower")]
 
 
 def _again(files: list[RankFile], tags: dict[str, Any]) -> list[Figure]:
@@ -109,7 +121,7 @@ def _back_to_back(files: list[RankFile], tags: dict[str, Any], limits: list[Figu
         or (None if len(calls) == 1 else "batches of different lengths cannot be averaged")
     )
     slowest = stacked(batches).max(axis=0)
-    loaded = world * int(tags["groups"] or 1)
+    loaded = (COLLECTIVES[op].ranks or world) * int(tags["groups"] or 1)
     if reason is None and not (slowest.size and slowest.min() > 0):
         reason = "durations should be above 0 s"
     if reason is not None:
@@ -121,10 +133,13 @@ def _back_to_back(files: list[RankFile], tags: dict[str, Any], limits: list[Figu
     if not COLLECTIVES[op].bus(world):  # it moves no bytes
         return [Figure("batch_call_time", "s", per_call, tags, better="lower")]
     bus = rate(per_call, lambda t: busbw(op, size, t, world))
-    # The bytes of a buffer cannot move faster than the memory that holds it can be copied.
-    ceiling = find(limits, "copy_rate", loaded, device_of(files))
-    share = bus.value / (ceiling[0] / 2) if ceiling else None
-    least = least_share(bus.value, find_figure(limits, "copy_rate", loaded, device_of(files)), 0.5)
+    # The bytes of a buffer cannot move faster than the memory that holds it can be copied. What one rank alone gathers,
+    # scatters or reduces has no such ceiling among those that are measured: the others leave it their share of the memory.
+    copy = find_figure(limits, "copy_rate", loaded, device_of(files)) if op not in _BY_ROOT else None
+    ceiling = find(limits, "copy_rate", loaded, device_of(files)) if copy else None
+    payload = 0.5 * (2 if op == "pt2pt_bidirectional" else 1)  # of bytes read and written; twice where both ways count
+    share = bus.value / (ceiling[0] * payload) if ceiling else None
+    least = least_share(bus.value, copy, payload)
     named = f"payload of {ceiling[1]}" if ceiling else None
     throughput = rate(per_call, lambda t: deepspeed_throughput(op, size, t, world))
     return [
@@ -136,7 +151,7 @@ def _back_to_back(files: list[RankFile], tags: dict[str, Any], limits: list[Figu
 
 
 def _checked(files: list[RankFile], tags: dict[str, Any]) -> list[Figure]:
-    wrong = by_rank(files, "check_errors", tags)
+    wrong = by_rank(files, "check_errors", {key: value for key, value in tags.items() if key != "order"})
     ranks = int(tags["world"]) * int(tags["groups"] or 1)
     refused = _refusal(files, tags)
     if refused or len(wrong) < ranks:
@@ -190,15 +205,14 @@ def _compared(files: list[RankFile], measured: Sequence[dict[str, Any]]) -> list
 
 def _refusal(files: Iterable[RankFile], tags: Mapping[str, Any]) -> str | None:
     """Why a transport could not do this at all, as recorded."""
-    return next(
-        (
-            block.reason
-            for file in files
-            for block in file.blocks
-            if block.metric == "batch_time" and block.reason and _agree(block.tags, tags)
-        ),
-        None,
-    )
+    return next((block.reason for block in _batches(files, tags) if block.reason), None)
+
+
+def _batches(files: Iterable[RankFile], tags: Mapping[str, Any]) -> Iterator[Block]:
+    for file in files:
+        for block in file.of("batch_time", tags["op"], tags["bytes"]):
+            if _agree(block.tags, tags):
+                yield block
 
 
 def _agree(tags: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
@@ -220,9 +234,4 @@ def has_one_clock(files: Iterable[RankFile]) -> bool:
 
 
 def _calls(files: list[RankFile], tags: Mapping[str, Any]) -> set[int]:
-    return {
-        int(block.tags.get("calls") or 0)
-        for file in files
-        for block in file.blocks
-        if block.metric == "batch_time" and not block.reason and _agree(block.tags, tags)
-    }
+    return {int(block.tags.get("calls") or 0) for block in _batches(files, tags) if not block.reason}

@@ -21,8 +21,10 @@ def by_rank(files: Iterable[RankFile], metric: str, match: Mapping[str, Any]) ->
     for file in files:
         if file.header is None:
             continue
-        for block in file.blocks:
-            if block.metric == metric and all(block.tags.get(key) == value for key, value in match.items()):
+        for block in (
+            file.of(metric, match["op"], match["bytes"]) if {"op", "bytes"} <= match.keys() else file.of(metric)
+        ):
+            if all(block.tags.get(key) == value for key, value in match.items()):
                 found[file.header.rank].append(block.samples)
     return {rank: np.concatenate(arrays) for rank, arrays in found.items()}
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from mpi4py import MPI
 
-from assay.transports.protocol import Bound
+from assay.transports.protocol import ONE_BY_ONE, Bound
 from assay.world import MPI_BACKEND
 
 _TYPES = {
@@ -61,9 +61,8 @@ class MpiTransport:
 
     def _spec(self, tensor: torch.Tensor) -> list[Any]:
         kind = _TYPES.get(tensor.dtype, MPI.UINT16_T)  # float16 and bfloat16 are only moved
-        if tensor.device.type != "cpu":
-            return [tensor if tensor.dtype in _TYPES else tensor.view(torch.int16), kind]
-        return [(tensor if tensor.dtype in _TYPES else tensor.view(torch.int16)).numpy(), kind]
+        known = tensor if tensor.dtype in _TYPES else tensor.view(torch.int16)
+        return [known.numpy() if known.device.type == "cpu" else known, kind]
 
     def _parts(self, tensor: torch.Tensor, counts: Sequence[int]) -> list[Any]:
         data, kind = self._spec(tensor)
@@ -152,8 +151,12 @@ class MpiTransport:
         else:
             handle.Wait()
 
-    def together(self, calls: Sequence[Bound]) -> tuple[Bound, str]:
+    def means(self, op: str) -> str:
         """See Transport. MPI has no grouped calls."""
+        return ONE_BY_ONE
+
+    def together(self, op: str, calls: Sequence[Bound]) -> Bound:
+        """See Transport."""
         starts = [one.start for one in calls]
 
         def begin() -> list[Any]:
@@ -163,7 +166,7 @@ class MpiTransport:
                 handles += handle if isinstance(handle, list) else [handle]
             return handles
 
-        return Bound(lambda: self.wait(begin()), begin), "all begun, then all awaited"
+        return Bound(lambda: self.wait(begin()), begin)
 
 
 def _share_memory(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-REDUCTIONS = ("sum", "prod", "min", "max", "avg")
+ONE_BY_ONE = "all begun, then all awaited"
 
 
 @dataclass(frozen=True)
@@ -79,5 +79,8 @@ class Transport(Protocol):
     def wait(self, handle: Any) -> None:
         """Await what `start` gave."""
 
-    def together(self, calls: Sequence[Bound]) -> tuple[Bound, str]:
-        """Several collectives begun together and awaited together, and by which of the transport's means."""
+    def together(self, op: str, calls: Sequence[Bound]) -> Bound:
+        """Several calls of one collective begun together and awaited together."""
+
+    def means(self, op: str) -> str:
+        """How `together` does it, in a few words."""

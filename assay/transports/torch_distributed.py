@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from assay.transports.protocol import Bound
+from assay.transports.protocol import ONE_BY_ONE, Bound
 
 # torch 2.13 renamed these two and warns at every use of the old names; 2.6 knows only the old ones.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -38,8 +38,6 @@ class TorchTransport:
             return f"torch.distributed has no {op} in place"
         if not in_place and op in _ONLY_IN_PLACE:
             return f"torch.distributed has no {op} out of place"
-        if self.name == "gloo" and redop == "avg":
-            return "gloo has no average"
         return None
 
     def _bind(self, function: Any, *args: Any, **more: Any) -> Bound:
@@ -120,21 +118,29 @@ class TorchTransport:
         elif handle is not None:  # a backend may have nothing left to await
             handle.wait()
 
-    def together(self, calls: Sequence[Bound]) -> tuple[Bound, str]:
-        """See Transport. Backends without grouped calls get all handles first and await them then."""
-        if self.name in ("gloo", "mpi", "ucc"):
-            starts = [one.start for one in calls]
+    def means(self, op: str) -> str:
+        """See Transport."""
+        return f"one group call of {self.name}" if self._groups(op) else ONE_BY_ONE
+
+    def _groups(self, op: str) -> bool:
+        # torch's manager groups these three in one call of the backend, and leaves the handles of all others unawaited.
+        return op in ("all_reduce", "all_gather", "reduce_scatter") and self.name not in ("gloo", "mpi", "ucc")
+
+    def together(self, op: str, calls: Sequence[Bound]) -> Bound:
+        """See Transport."""
+        starts = [one.start for one in calls]
+        if not self._groups(op):
 
             def begin() -> list[Any]:
                 return [start() for start in starts]
 
-            return Bound(lambda: self.wait(begin()), begin), "all begun, then all awaited"
+            return Bound(lambda: self.wait(begin()), begin)
 
         def grouped() -> list[Any]:
             # Private in name, but what torch's own FSDP uses to group a backend's calls.
             with dist._coalescing_manager(self._group, async_ops=True) as manager:  # type: ignore[attr-defined]
-                for one in calls:
-                    one.start()
+                for start in starts:
+                    start()
             return [manager]
 
-        return Bound(lambda: self.wait(grouped()), grouped), f"one group call of {self.name}"
+        return Bound(lambda: self.wait(grouped()), grouped)
