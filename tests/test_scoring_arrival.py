@@ -169,7 +169,7 @@ def test_the_report_says_who_is_late_and_draws_the_split(tmp_path: Path) -> None
     assert part.tables[0].rows[0][0].note == "on host1, case comms-3"
     assert late_part([("clean", [])]) is None
     points = {
-        int(key["bytes"]): {item.metric: item for item in figures(files, key)}
+        int(key["bytes"]): {item.metric.replace("transfer_time", "call_time_p50"): item for item in figures(files, key)}
         for key in every(files)
         if key["op"] == "all_reduce"
     }

@@ -28,7 +28,7 @@ def figures_of(folder: Path) -> list[Figure]:
 def measured(figures: list[Figure]) -> set[str]:
     """Ops that have a time and not one wrong element."""
     timed = {str(figure.tags["op"]) for figure in figures if figure.metric == "batch_call_time" and figure.value}
-    wrong = {str(figure.tags["op"]) for figure in figures if figure.metric == "check_errors" and figure.value != 0}
+    wrong = {str(figure.tags["op"]) for figure in figures if figure.metric == "check_errors" and figure.value}
     return timed - wrong
 
 
@@ -95,7 +95,9 @@ def test_every_element_type_and_reduction_is_measured_or_says_why_not(tmp_path: 
     assert done.returncode == 0, done.stderr
     bus = [figure for figure in figures_of(tmp_path) if figure.metric == "busbw"]
     assert len(bus) == 7 * 5 + 7, "seven types times five reductions, and one broadcast a type"
-    assert all(figure.value for figure in bus)
+    refused = {(figure.tags["redop"], figure.tags["dtype"]) for figure in bus if figure.value is None}
+    assert refused == {("avg", "int32"), ("avg", "int64"), ("avg", "uint8")}
+    assert all(figure.value or (figure.reason or "").startswith("gloo: ") for figure in bus)
 
 
 def test_a_reduction_that_mpi_lacks_is_na_with_the_reason_and_the_rest_is_measured(tmp_path: Path) -> None:

@@ -38,19 +38,20 @@ def pattern(setting: Setting, rank: int | torch.Tensor, positions: torch.Tensor)
 
 
 def reduced(setting: Setting, positions: torch.Tensor) -> torch.Tensor:
-    """What a reduction over all ranks gives at `positions`: int64, or float64 for averages."""
+    """What a reduction over all ranks gives at `positions`, as int64."""
+    if setting.redop in ("prod", "avg"):  # one rank a position decides
+        deciding = pattern(setting, positions % _TILE % setting.world, positions)
+        return deciding // setting.world if setting.redop == "avg" else deciding
     total = pattern(setting, 0, positions)
     for rank in range(1, setting.world):
         own = pattern(setting, rank, positions)
-        if setting.redop == "prod":
-            total *= own
-        elif setting.redop == "min":
+        if setting.redop == "min":
             total = torch.minimum(total, own)
         elif setting.redop == "max":
             total = torch.maximum(total, own)
         else:
             total += own
-    return total.double() / setting.world if setting.redop == "avg" else total
+    return total
 
 
 def fill(setting: Setting, buffers: Buffers) -> None:
