@@ -50,11 +50,6 @@ class World:
         """Whether this rank prints."""
         return self.rank == 0
 
-    @property
-    def pair(self) -> tuple[int, int]:
-        """The pinned pair of pt2pt: ranks 0 and 1, or rank 0 and the first rank of the second host."""
-        return 0, first_of_second_host(self.hosts)
-
     def barrier(self) -> None:
         """Return when all ranks have come."""
         self.channel.barrier()

@@ -18,8 +18,8 @@ from tests.conftest import torchrun
 SMALL = ("-b", "256", "-e", "4KiB", "-f", "16", "--budget", "0.05")
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_every_collective_gives_the_right_data_and_records(tmp_path: Path, world: int) -> None:
+def test_every_collective_gives_the_right_data_and_records(tmp_path: Path) -> None:
+    world = 3
     done = torchrun(world, "comms/bench.py", "--ops", "all", *SMALL, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     files = [read_rank_file(path) for path in sorted(tmp_path.glob("rank-*.jsonl"))]

@@ -176,21 +176,21 @@ def error_sentences(text: str) -> list[str]:
         (("--versus", "gloo"), "rank 0: --versus gloo: is what --transport measures already; name another"),
         (("-e", "512TiB", "-b", "512TiB"), "more than is free; give less"),
         (
-            ("--split", "div:3"),
-            "--split div:3: 4 ranks fall into groups of 1 and 3; expected groups of one size, 2 or more",
+            ("--split", "div:2"),
+            "--split div:2: 3 ranks fall into groups of 1 and 2; expected groups of one size, 2 or more",
         ),
-        (("--transport", "mpi"), "the launcher started 4 ranks, but MPI sees 1; start with mpirun -n 4"),
+        (("--transport", "mpi"), "the launcher started 3 ranks, but MPI sees 1; start with mpirun -n 3"),
         (
             ("--ops", "broadcast", "--placement", "out"),
             "rank 0: nothing can be measured: gloo: torch.distributed has no",
         ),
         (("--ops", "all_reduc"), "--ops: unknown collective 'all_reduc'; did you mean 'all_reduce'?"),
         (("--bogus", "1"), "unknown argument '--bogus'"),
-        (("--split", "mod:1"), "--split mod:1: 4 ranks are one group; leave it out, or give another"),
+        (("--split", "mod:1"), "--split mod:1: 3 ranks are one group; leave it out, or give another"),
     ],
 )
 def test_bad_input_is_one_sentence_once(args: tuple[str, ...], sentence: str) -> None:
-    done = torchrun(4, "comms/bench.py", *args)
+    done = torchrun(3, "comms/bench.py", *args)
     assert done.returncode != 0
     (said,) = error_sentences(done.stderr)
     assert sentence in said
