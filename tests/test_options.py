@@ -32,6 +32,51 @@ def test_bad_options_are_one_sentence_and_exit_code_2(capsys: pytest.CaptureFixt
     assert capsys.readouterr().err == "assay: error: --model: unknown model 'lama-tiny'; did you mean 'llama-tiny'?\n"
 
 
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["--bogus", "1"], "unknown argument '--bogus'"),
+        (["--warmpu", "1"], "unknown argument '--warmpu'; did you mean '--warmup'?"),
+        (["--size"], "argument --size: expected one argument; --help tells what there is"),
+        (["--transport", "mpi", "--backend", "nccl"], "--backend nccl is torch.distributed's; leave it out"),
+        (["--transport", "mpi", "--graph"], "--graph replays a captured call of torch; leave out --async and MPI"),
+    ],
+)
+def test_an_unknown_or_impossible_argument_is_one_sentence(
+    argv: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse_command_line(CommsOptions, None, argv)
+    assert ended.value.code == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("assay: error: ")
+    assert sentence in said
+
+
+def test_groups_of_unlike_or_all_ranks_are_refused() -> None:
+    assert CommsOptions(split="mod:2").groups(4) == [[0, 2], [1, 3]]
+    with pytest.raises(ValueError, match="--split mod:1: 4 ranks are one group; leave it out, or give another"):
+        CommsOptions(split="mod:1").check_world(4)
+    with pytest.raises(ValueError, match="4 ranks fall into groups of 1 and 3; expected groups of one size"):
+        CommsOptions(split="div:3").check_world(4)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("0 3 1\n1 4 1\n1 1 1\n", "3 lines for 2 ranks; give one line a rank"),
+        ("0 3\n1 x\n", "line 2: 'x' should be a number, 0 or more"),
+        ("0 3\n1\n", "line 2: 1 numbers, the lines before have 2"),
+        ("0 0\n0 0\n", "every number is 0; at least one rank must send something"),
+    ],
+)
+def test_a_matrix_that_does_not_fit_is_one_sentence(text: str, sentence: str, tmp_path: Path) -> None:
+    matrix = tmp_path / "traffic.txt"
+    matrix.write_text(text)
+    with pytest.raises(ValueError, match=f"--matrix {matrix}: {sentence}"):
+        CommsOptions(ops=("all_to_all_v",), matrix=matrix).check_world(2)
+
+
 def test_sizes_of_a_sweep_are_whole_and_without_repeats() -> None:
     options = CommsOptions(ops=("all_gather",), min=1, max=4096, factor=2)
     sizes = list(options.sizes("all_gather", 3, 4))
