@@ -19,6 +19,7 @@ from assay.clock_sync import Alignment
 from assay.collectives.trial import Trial, Variant
 from assay.estimates import Estimate, median_interval
 from assay.options import CommsOptions, parse_command_line
+from assay.options.base import Size
 from assay.ranks import session
 from assay.scripts import load_script
 from assay.transports import open_transport
@@ -32,7 +33,7 @@ LIMIT = 0.7
 class AdaptiveOptions(CommsOptions):
     """The sweep, and how often it is repeated."""
 
-    max: int = 64 << 20
+    max: Size = 64 << 20
     target: float = 0.002
     max_calls: int = 20480
     rounds: int = Field(6, ge=1, description="rounds of a fixed and an adaptive sweep")
