@@ -46,6 +46,11 @@ def half_width(job: Any, trial: Trial) -> tuple[float, int]:
     return (found.half_width if found.half_width is not None else np.inf), len(times)
 
 
+def ratio(one: float, other: float) -> float:
+    """one / other; 1 where neither has an interval, because both know as little."""
+    return 1.0 if np.isinf(one) and np.isinf(other) else one / other
+
+
 def sweep(bench: Any, job: Any, trials: list[Trial], budget: float | None) -> tuple[list[tuple[float, int]], float]:
     """(half width, calls) of every size, and the seconds it took. budget: s a size; None: fixed counts."""
     begun, found = now(), []
@@ -81,7 +86,9 @@ def main() -> None:
         for number in range(options.rounds):
             fixed, seconds = sweep(bench, job, trials, None)
             adaptive, spent = sweep(bench, job, trials, seconds / len(trials))
-            ratios.append(float(np.median([one[0] / other[0] for one, other in zip(adaptive, fixed, strict=True)])))
+            ratios.append(
+                float(np.median([ratio(one[0], other[0]) for one, other in zip(adaptive, fixed, strict=True)]))
+            )
             if here.world.is_first:
                 print(f"round {number + 1}: fixed {seconds:.1f} s, adaptive {spent:.1f} s, ratio {ratios[-1]:.2f}")
                 for size, one, other in zip(sizes, fixed, adaptive, strict=True):
