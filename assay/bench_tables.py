@@ -1,10 +1,10 @@
 """The tables that comms/bench.py prints: the columns of nccl-tests or of DeepSpeed's suite, by their definitions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from assay.bandwidth import COLLECTIVES, algbw, busbw, deepspeed_busbw, deepspeed_throughput
-from assay.estimates import Estimate
+from assay.estimates import Estimate, compare_pairs
 
 
 @dataclass(frozen=True)
@@ -99,3 +99,16 @@ STYLES: dict[str, tuple[Callable[[Heading], str], Callable[[Line], str]]] = {
     "deepspeed": (_deepspeed_header, _deepspeed_row),
 }
 """Style → (header of a table, row of a size)."""
+
+
+def versus_row(names: Sequence[str], size: int, calls: Sequence[Sequence[float]]) -> str:
+    """The second of two transports against the first, by pairs of batches that took turns.
+
+    calls: s per call of each batch, over the first transport and over the second; size in B.
+    """
+    ratio = compare_pairs(calls[0], calls[1]).ratio
+    spread = f"[{ratio.low:.3g}, {ratio.high:.3g}]" if ratio.low and ratio.high else "(too few pairs for an interval)"
+    return (
+        f"# {names[1]} / {names[0]} at {size} B: time x {ratio.value:.3g} {spread}, rank 0, "
+        f"{ratio.samples} pairs of batches"
+    )

@@ -12,33 +12,22 @@ Before both, and in some of the timed calls, patterned data are checked, element
 
 import os
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import product
-from operator import itemgetter
+from collections.abc import Sequence
+from dataclasses import replace
+from operator import attrgetter
 
 import numpy as np
-from numpy.typing import NDArray
 
 from assay.bandwidth import COLLECTIVES
-from assay.beacon import Beacon
-from assay.bench_tables import STYLES, Heading, Line
+from assay.bench_tables import STYLES, Heading, Line, versus_row
 from assay.clock import now
 from assay.clock_sync import Alignment
-from assay.collectives.operations import OPERATIONS
 from assay.collectives.refusals import refuse_beyond_memory, why_not
-from assay.collectives.trial import Trial, Variant
-from assay.device_events import Timeline
+from assay.collectives.sweeps import sweeps
+from assay.collectives.timing import Job, call_times, one_call, time_batches, time_calls, time_on_device
+from assay.collectives.trial import Trial
 from assay.errors import BadInput, RunFailed
-from assay.estimates import (
-    FEWEST_FOR_PERCENTILE,
-    compare_pairs,
-    is_settled,
-    mean_of_batches,
-    median_interval,
-    next_look,
-    percentile,
-)
+from assay.estimates import FEWEST_FOR_PERCENTILE, mean_of_batches, median_interval, percentile
 from assay.hang_watch import beacon_of
 from assay.options import CommsOptions, parse_command_line
 from assay.options.comms import ITEM_BYTES
@@ -49,127 +38,8 @@ from assay.transports import Transport, open_transport
 from assay.units import format_duration, format_size
 from assay.world import MPI_BACKEND
 
-FEWEST_CALLS = 6  # timed one by one even when the budget is gone: the fewest that give a 95 % interval
-TURN = 10  # calls of one transport before the other has its turn
-DEVICE_CALLS = 40  # between events of an accelerator
 AUDITED = 4  # sizes of a sweep that are timed again in random order
 QUICK_LOOK = 1 << 16  # pattern values computed per check of a timed call: it must not eat the time for timing
-
-
-@dataclass(frozen=True)
-class Job:
-    """What every step of the measurement needs."""
-
-    options: CommsOptions
-    here: Session
-    beacon: Beacon
-    clocks: Alignment
-    timeline: Timeline | None = None
-
-
-def time_batches(job: Job, trials: Sequence[Trial]) -> None:
-    """Batches of back-to-back calls, one clock around each, by turns, until the times are known well or time is up."""
-    options, here, cell = job.options, job.here, job.beacon.cell
-    begun = now()
-    job.beacon.phase(trials[0].op, trials[0].size, "back to back")
-    while True:
-        for trial in trials:
-            cell[0] += 1  # a batch is entered
-            call, count = trial.call, range(trial.calls)
-            trial.refill()  # sums in place grow with every call: each batch begins with the same data
-            trial.barrier()
-            # ---- timed region
-            start = now()
-            for _ in count:
-                call()
-            here.device.synchronize()
-            end = now()
-            # ----
-            cell[0] += 1  # and left
-            trial.batches.append(end - start)
-        done = len(trials[0].batches)
-        enough = looks(done) and all(is_settled(trial.batches, options.target) for trial in trials)
-        spent = done >= options.max_calls or now() - begun >= options.budget * len(trials)
-        if done >= options.batches and here.world.agree(enough or spent):
-            return
-
-
-def time_calls(job: Job, trials: Sequence[Trial], guess: float) -> None:
-    """Entry and exit of single calls, each after a barrier, by turns, until the times are known well or time is up.
-
-    guess: s that one call of every trial takes together.
-    """
-    options, here = job.options, job.here
-    begun, budget = now(), options.budget * len(trials)
-    job.beacon.phase(trials[0].op, trials[0].size, "call by call")
-    while True:
-        done = len(trials[0].entries)
-        affordable = int((budget - (now() - begun)) / guess)
-        most = min(next_look(done), options.max_calls) - done
-        wanted = here.world.agree(min(most, max(affordable, FEWEST_CALLS - done, 1)))
-        turn = wanted if len(trials) == 1 else TURN
-        for first in range(0, wanted, turn):
-            for trial in trials:
-                time_turn(job, trial, min(turn, wanted - first), checked=first == 0)
-        done += wanted
-        enough = looks(done) and all(is_settled(call_times(job, trial)[0], options.target) for trial in trials)
-        if here.world.agree(enough or done >= options.max_calls or now() - begun >= budget):
-            return
-
-
-def time_turn(job: Job, trial: Trial, count: int, checked: bool) -> None:
-    """So many single calls. checked: the first one's data are looked at, as soon as it says that it is done."""
-    barrier, complete, cell = trial.barrier, trial.complete, job.beacon.cell
-    trial.refill()
-    for number in range(count):
-        cell[0] += 1  # the iteration is entered: a rank that is late or stopped shows as one that never came
-        barrier()
-        # ---- timed region
-        enter = now()
-        complete()
-        leave = now()
-        # ----
-        cell[0] += 1  # and left
-        trial.entries.append(enter)
-        trial.exits.append(leave)
-        if checked and number == 0:
-            trial.check(QUICK_LOOK)
-
-
-def time_on_device(job: Job, trial: Trial) -> None:
-    """Some calls more between events of the device, where it has them: when it entered and left, on the host's clock.
-
-    Apart from the other calls, because events cost what a small collective does.
-    """
-    timeline = job.timeline
-    if timeline is None:
-        return
-    job.beacon.phase(trial.op, trial.size, "device events")
-    trial.refill()
-    timeline.start()
-    for _ in range(DEVICE_CALLS):
-        job.beacon.cell[0] += 1
-        trial.barrier()
-        timeline.mark()
-        trial.call()
-        timeline.mark()
-        job.here.device.synchronize()
-        job.beacon.cell[0] += 1
-    entries, exits, error = timeline.read()
-    if trial.takes_part:
-        tags: dict[str, TagValue] = {**trial.tags, "error": error}
-        job.here.recorder.block("device_entry", "s", entries.tolist(), tags)
-        job.here.recorder.block("device_exit", "s", exits.tolist(), tags)
-
-
-def looks(samples: int) -> bool:
-    """Whether the stopping rule looks after this many samples."""
-    return next_look(samples - 1) == samples
-
-
-def call_times(job: Job, trial: Trial) -> tuple[NDArray[np.float64], str]:
-    """Seconds per call over the ranks that take part, and how they were taken."""
-    return job.clocks.call_times(trial.entries, trial.exits, trial.takes_part)
 
 
 def measure(job: Job, trials: Sequence[Trial]) -> list[Line]:
@@ -197,14 +67,6 @@ def measure(job: Job, trials: Sequence[Trial]) -> list[Line]:
     for trial in trials:
         time_on_device(job, trial)
     return [keep(job, trial) for trial in trials]
-
-
-def one_call(trial: Trial) -> float:
-    """Seconds of one call: enough to know how many are affordable."""
-    trial.barrier()
-    start = now()
-    trial.complete()
-    return max(now() - start, 1e-9)
 
 
 def keep(job: Job, trial: Trial) -> Line:
@@ -273,101 +135,86 @@ def audit_order(job: Job, sweep: Sequence[Sequence[Trial]]) -> int:
     return wrong
 
 
-def variants(options: CommsOptions) -> Iterator[Variant]:
-    """Every sweep that was asked for."""
-    placements = ("in", "out") if options.placement == "both" else (options.placement,)
-    for op, dtype, redop, placement in product(options.ops, options.dtype, options.redop, placements):
-        if redop != options.redop[0] and not OPERATIONS[op].reduces:
-            continue
-        if op == "barrier" and (dtype, placement) != (options.dtype[0], placements[0]):
-            continue
-        yield Variant(op, dtype, redop, placement)
-
-
-def compared(trials: Sequence[Trial], lines: Sequence[Line]) -> str:
-    """The second transport against the first, by the pairs of batches that took turns."""
-    first, second = ([seconds / trial.calls for seconds in trial.batches] for trial in trials)
-    ratio = compare_pairs(first, second).ratio
-    spread = f"[{ratio.low:.3g}, {ratio.high:.3g}]" if ratio.low and ratio.high else "(too few pairs for an interval)"
-    names = f"{lines[1].heading.transport} / {lines[0].heading.transport}"
-    return (
-        f"# {names} at {lines[0].size} B: time x {ratio.value:.3g} {spread}, rank 0, {ratio.samples} pairs of batches"
-    )
-
-
-def trials_of(job: Job, transports: Sequence[Transport], variant: Variant, sizes: Sequence[int]) -> list[list[Trial]]:
-    """Every size's trials over each transport, without sizes that whole elements make equal or empty."""
-    found: dict[int, list[Trial]] = {}
-    for size in sizes:
-        trials = [Trial(job.options, job.here, transport, variant, size) for transport in transports]
-        if trials[0].size or not size:
-            found.setdefault(trials[0].size, trials)
-    if not found:
-        raise BadInput(f"--max: {variant.op} has no part of a whole element at {format_size(max(sizes))}; give more")
-    return list(found.values())
-
-
 def bench(job: Job, transports: Sequence[Transport]) -> None:
-    """Measure every sweep and print its table. Raises RunFailed on rank 0 if any data check failed."""
-    options, here, beacon = job.options, job.here, job.beacon
-    header, row = STYLES[options.style]
-    first, members = here.world.is_first, len(options.groups(here.world.size)[0])
-    sweeps = {
-        variant: trials_of(
-            job, transports, variant, list(options.sizes(variant.op, members, ITEM_BYTES[variant.dtype]))
-        )
-        for variant in variants(options)
-    }
-    largest = max(
-        ((trial.bytes_needed, trial) for sweep in sweeps.values() for (trial, *_) in sweep), key=itemgetter(0)
-    )[1]
-    need = largest.bytes_needed * len(transports)  # both transports' buffers are there at once
-    refuse_beyond_memory(here, need, f"--max: {largest.op} of {format_size(largest.size)}")
-    begun, done, total, wrong, refusals = now(), 0, sum(map(len, sweeps.values())), 0, []
-    for sweep in sweeps.values():
-        beacon.phase(sweep[0][0].op, sweep[0][0].size, "first call")
+    """Measure every sweep and print its table.
+
+    Raises RunFailed on rank 0 if any data check failed, BadInput if no sweep can be measured or memory is too small.
+    """
+    options, here = job.options, job.here
+    planned = sweeps(options, here, transports)
+    refuse_what_is_too_large(here, planned, len(transports))
+    begun, done, total, wrong, refusals = now(), 0, sum(map(len, planned)), 0, []
+    for sweep in planned:
+        job.beacon.phase(sweep[0][0].op, sweep[0][0].size, "first call")
         refusal = why_not(options, here, sweep[0])
         if refusal:
+            keep_refusal(here, sweep[0], refusal)
             refusals.append(refusal)
-            done += len(sweep)
-            for trial in sweep[0]:
-                here.recorder.block("batch_time", "s", [None], trial.tags, reason=refusal)
-            if first:
-                print(f"# {sweep[0][0].op}: not measured: {refusal}")
+            total -= len(sweep)
             continue
         for number, trials in enumerate(sweep):
-            for trial in trials:
-                trial.prepare(options)
-            lines = measure(job, trials)
-            for trial in trials:
-                trial.release()
+            lines = one_size(job, trials)
             wrong, done = wrong + sum(line.wrong for line in lines), done + 1
-            if not first:
-                continue
-            for line in lines:
-                if number == 0 or len(lines) > 1:
-                    print(header(line.heading))
-                print(row(line), flush=True)
-            if len(lines) > 1:
-                print(compared(trials, lines), flush=True)
-            # By hand, the rows themselves are the progress; under the runner they go to a log.
-            if "ASSAY_RUN" in os.environ:
-                print(progress_line(done, total, f"{lines[0].heading.op} {format_size(lines[0].size)}"), flush=True)
+            if here.world.is_first:
+                show(options, trials, lines, with_header=number == 0)
+                # By hand, the rows themselves are the progress; under the runner they go to a log.
+                if "ASSAY_RUN" in os.environ:
+                    text = f"{lines[0].heading.op} {format_size(lines[0].size)}"
+                    print(progress_line(done, total, text), flush=True)
         if options.audit and len(sweep) > 1:
             wrong += audit_order(job, sweep)
     job.clocks.probe()
-    if refusals and len(refusals) == len(sweeps):
+    if len(refusals) == len(planned):
         raise BadInput(f"nothing can be measured: {refusals[0]}")
-    if first:
+    if here.world.is_first:
         kept = f"raw samples in {options.out}" if options.out else "no raw samples kept; give --out DIR to keep them"
-        print(f"# {total} measurements in {format_duration(now() - begun)}; {kept}")
-    if wrong and first:
+        sizes = "1 size" if done == 1 else f"{done} sizes"
+        print(f"# {sizes} measured in {format_duration(now() - begun)}; {kept}")
+    if wrong and here.world.is_first:
         raise RunFailed(f"{wrong} elements or calls are wrong; trust no figure of this run")
+
+
+def refuse_what_is_too_large(here: Session, planned: Sequence[Sequence[Sequence[Trial]]], transports: int) -> None:
+    """Raise BadInput if the largest buffers of any size do not fit; those of all transports are there at once."""
+    first_of_each = (trials[0] for sweep in planned for trials in sweep)
+    largest = max(first_of_each, key=attrgetter("bytes_needed"))
+    refuse_beyond_memory(here, largest.bytes_needed * transports, f"--max: {largest.op} of {format_size(largest.size)}")
+
+
+def keep_refusal(here: Session, trials: Sequence[Trial], reason: str) -> None:
+    """A sweep that cannot be measured is a record without a value, with the reason."""
+    for trial in trials:
+        here.recorder.block("batch_time", "s", [None], trial.tags, reason=reason)
+    if here.world.is_first:
+        print(f"# {trials[0].op}: not measured: {reason}")
+
+
+def one_size(job: Job, trials: Sequence[Trial]) -> list[Line]:
+    """Measure one size, with its buffers there only as long."""
+    for trial in trials:
+        trial.prepare(job.options)
+    lines = measure(job, trials)
+    for trial in trials:
+        trial.release()
+    return lines
+
+
+def show(options: CommsOptions, trials: Sequence[Trial], lines: Sequence[Line], with_header: bool) -> None:
+    """Print one size: a row, or with two transports a table of both and how they compare."""
+    header, row = STYLES[options.style]
+    for line in lines:
+        if with_header or len(lines) > 1:
+            print(header(line.heading))
+        print(row(line), flush=True)
+    if len(lines) > 1:
+        names = [line.heading.transport for line in lines]
+        calls = [[seconds / trial.calls for seconds in trial.batches] for trial in trials]
+        print(versus_row(names, lines[0].size, calls), flush=True)
 
 
 def named_transports(options: CommsOptions, here: Session) -> list[str]:
     """The transport that is measured, and the one that it is compared with, if any."""
-    own = MPI_BACKEND if options.transport == "mpi" else here.world.backend
+    own = here.world.backend
     if options.versus is None:
         return [own]
     other = MPI_BACKEND if options.versus == "mpi" else options.versus

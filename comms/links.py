@@ -54,7 +54,6 @@ from assay.ranks import Session, session
 from assay.record import TagValue
 from assay.transports import Transport, open_transport
 from assay.units import format_duration, format_size
-from assay.world import MPI_BACKEND
 
 QUICK_LOOK = 1 << 16  # pattern values computed per check, but in the first pass
 
@@ -288,7 +287,6 @@ def tell_progress(here: Session, done: int, total: int, what: str) -> None:
 if __name__ == "__main__":
     arguments = parse_command_line(LinksOptions, __doc__)
     with session(arguments, "comms/links") as joined:
-        name = MPI_BACKEND if arguments.transport == "mpi" else joined.world.backend
-        opened = open_transport(name, joined.world, joined.device, [range(joined.world.size)])
+        opened = open_transport(joined.world.backend, joined.world, joined.device, [range(joined.world.size)])
         with beacon_of(joined.world, arguments.out, arguments.hang_limit) as alive:
             links(arguments, joined, opened, alive)

@@ -42,7 +42,6 @@ from assay.ranks import Session, session
 from assay.record import TagValue
 from assay.transports import Transport, open_transport
 from assay.units import format_duration, format_size
-from assay.world import MPI_BACKEND
 
 FEWEST_ROUNDS = 6  # timed even when the budget is gone: the fewest that give a 95 % interval
 TURN = 10  # rounds on one filling of the buffers; the first of them is checked
@@ -319,7 +318,6 @@ def bench(options: OverlapOptions, here: Session, transport: Transport, beacon: 
 if __name__ == "__main__":
     arguments = parse_command_line(OverlapOptions, __doc__)
     with session(arguments, "comms/overlap") as joined:
-        name = MPI_BACKEND if arguments.transport == "mpi" else joined.world.backend
-        opened = open_transport(name, joined.world, joined.device, [range(joined.world.size)])
+        opened = open_transport(joined.world.backend, joined.world, joined.device, [range(joined.world.size)])
         with beacon_of(joined.world, arguments.out, arguments.hang_limit) as alive:
             bench(arguments, joined, opened, alive)

@@ -36,7 +36,7 @@ KIB4 = Reading(0, 4, 100, "here", 5, 15, False, "all_reduce", 4096, "call by cal
 
 def ranks(**changed: dict[str, object]) -> list[Reading]:
     """Four ranks inside iteration 7, but for what is changed: r1={"cell": 14}."""
-    return [replace(KIB4, rank=rank, pid=100 + rank, **changed.get(f"r{rank}", {})) for rank in range(4)]  # type: ignore[arg-type]
+    return [replace(KIB4, rank=rank, pid=100 + rank, **changed.get(f"r{rank}", {})) for rank in range(4)]  # type: ignore[arg-type] # by keyword
 
 
 def sentence(

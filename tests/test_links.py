@@ -323,7 +323,7 @@ def test_a_large_heat_map_never_hides_a_slow_pair(count: int, data: st.DataObjec
 def test_a_heat_map_of_nothing_is_drawn(count: int) -> None:
     ends = [str(end) for end in range(count)]
     unknown = np.full((count, count), np.nan)
-    root = ElementTree.fromstring(str(HeatMap("", ends, ends, unknown, unknown, "s").draw("c1")))  # noqa: S314
+    root = ElementTree.fromstring(str(HeatMap("", ends, ends, unknown, unknown, "s").draw("c1")))  # noqa: S314 - our text
     assert root.findtext(f"{SVG}desc") == "no pair was measured"
 
 

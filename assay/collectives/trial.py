@@ -141,7 +141,7 @@ def awaited(transport: Transport, start: Callable[[], object]) -> Callable[[], o
 
 def captured(call: Callable[[], object]) -> Callable[[], object]:
     """Replays `call` from a CUDA graph."""
-    side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call] # untyped in torch
     with torch.cuda.stream(side):
         call()  # communicators are made at the first call, which cannot be captured
     side.synchronize()

@@ -1,15 +1,14 @@
 """Who is late, and how much of a call is waiting: for the communication chapter."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from assay.arrival import Lateness
 from assay.report.cells import Cell, Column, Part, Table
-from assay.report.charts import Axis, LineChart, Series
+from assay.report.charts import Axis, LineChart
 from assay.report.quantities import estimate_texts, percent
+from assay.report.sizes import Points, figure_line
 from assay.report.text import line
 from assay.scoring.arrival import by_culprit, places
-from assay.scoring.result import Figure
 
 _LEAD = (
     "These ranks entered after all others, so that every call waited for them. Lateness: own entry to the entry of the "
@@ -48,27 +47,12 @@ def late_part(cases: Iterable[tuple[str, Sequence[Lateness]]]) -> Part | None:
     return Part("Who is late", _LEAD, tables=[Table("Who is late", columns, rows)])
 
 
-def split_chart(title: str, points: Mapping[int, Mapping[str, Figure]]) -> LineChart | None:
+def split_chart(title: str, points: Points) -> LineChart | None:
     """Waiting against transfer over message size, None where clocks did not allow to tell them apart.
 
     points: bytes → metric → figure, as a sweep of the communication chapter has them.
     """
-    lines = [series for metric, label in _LINES.items() if (series := _line(metric, label, points)).x]
+    lines = [series for metric, label in _LINES.items() if (series := figure_line(label, points, metric)).x]
     if len(lines) < len(_LINES):
         return None
     return LineChart(title, Axis("message size", "B", log2=True), Axis("time of a call", "s", log10=True), lines)
-
-
-def _line(metric: str, label: str, points: Mapping[int, Mapping[str, Figure]]) -> Series:
-    known = [
-        (count, figure.estimate)
-        for count, figures in points.items()
-        if (figure := figures.get(metric)) and figure.estimate and figure.estimate.value > 0
-    ]
-    return Series(
-        label,
-        [float(count) for count, _ in known],
-        [estimate.value for _, estimate in known],
-        [math.nan if estimate.low is None else estimate.low for _, estimate in known],
-        [math.nan if estimate.high is None else estimate.high for _, estimate in known],
-    )

@@ -46,9 +46,9 @@ class Ruler:
         return (position - self.low) / (self.high - self.low)
 
 
-def is_drawable(value: float, log2: bool = False) -> bool:
+def is_drawable(value: float, logarithmic: bool = False) -> bool:
     """Whether a chart can show `value`: finite, not absurdly large, and positive on a logarithmic axis."""
-    return math.isfinite(value) and abs(value) < FARTHEST and (value > 0 or not log2)
+    return math.isfinite(value) and abs(value) < FARTHEST and (value > 0 or not logarithmic)
 
 
 def lay(axis: Axis, values: Sequence[float]) -> Ruler:

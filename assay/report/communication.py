@@ -7,8 +7,9 @@ from typing import Any
 
 from assay.report.arrival import late_part, split_chart
 from assay.report.cells import Cell, Chapter, Column, Part, Table, figure_cell, metric_label, ranks
-from assay.report.charts import Axis, LineChart, Series
+from assay.report.charts import Axis, LineChart
 from assay.report.quantities import percent, size
+from assay.report.sizes import figure_line
 from assay.scoring.result import Figure, RunResult
 
 _LINES = 6  # in one chart; more could not be told apart
@@ -128,25 +129,9 @@ def _charts(op: str, group: Sequence[Sweep]) -> list[LineChart]:
     for first in range(0, len(group), _LINES):
         chosen = list(zip(group, labels, strict=True))[first : first + _LINES]
         title = f"{op}, {setting(chosen[0][0])}" if len(group) == 1 else op
-        lines = [_line(sweep, label) for sweep, label in chosen]
+        lines = [figure_line(label, sweep.points, "busbw") for sweep, label in chosen]
         charts.append(LineChart(title, Axis("message size", "B", log2=True), Axis("busbw", "B/s", zero=True), lines))
     return charts
-
-
-def _line(sweep: Sweep, label: str) -> Series:
-    # A size without a value stays out: the table says why.
-    known = [
-        (count, figure.estimate)
-        for count, figures in sweep.points.items()
-        if (figure := figures.get("busbw")) and figure.estimate
-    ]
-    return Series(
-        label,
-        [float(count) for count, _ in known],
-        [estimate.value for _, estimate in known],
-        [math.nan if estimate.low is None else estimate.low for _, estimate in known],
-        [math.nan if estimate.high is None else estimate.high for _, estimate in known],
-    )
 
 
 def _table(sweep: Sweep) -> Table:

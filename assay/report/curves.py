@@ -52,7 +52,7 @@ def draw_lines(chart: LineChart, ident: str) -> Markup:
         for series in drawn
         for values in (series.y, series.low, series.high)
         for value in values
-        if is_drawable(value)
+        if is_drawable(value, chart.y.log2 or chart.y.log10)
     ]
     strong = [series for series in drawn if not series.faint]  # these have colours, and names if they are several
     labels = [line(series.label, 18) if len(strong) > 1 else "" for series in strong]
@@ -84,7 +84,7 @@ def _drawable(series: Series, chart: LineChart) -> Series:
     kept = [
         index
         for index, (x, y) in enumerate(zip(series.x, series.y, strict=True))
-        if is_drawable(x, chart.x.log2) and is_drawable(y)
+        if is_drawable(x, chart.x.log2) and is_drawable(y, chart.y.log2 or chart.y.log10)
     ]
     edges = [
         [values[index] if index < len(values) else math.nan for index in kept] for values in (series.low, series.high)
@@ -110,7 +110,8 @@ def _marks(series: Series, colour: int, chart: LineChart, frame: Frame) -> list[
         across, up = frame.across(x), frame.up(y)
         words = f"{_on_axis(x, chart.x)}: {quantity(y, chart.y.unit, chart.y.metric)}"
         whisker = Markup("")
-        if is_drawable(low) and is_drawable(high):
+        logarithmic = chart.y.log2 or chart.y.log10
+        if is_drawable(low, logarithmic) and is_drawable(high, logarithmic):
             words += f", interval {quantity(low, chart.y.unit, chart.y.metric)} to "
             words += quantity(high, chart.y.unit, chart.y.metric)
             bottom, top = frame.up(low), frame.up(high)

@@ -1,12 +1,12 @@
 """Communication beside computation, for the communication chapter: what hides, and what stays exposed."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from assay.report.cells import Cell, Column, Part, Table, figure_cell, metric_label, tag_words
-from assay.report.charts import Axis, LineChart, Series
+from assay.report.charts import Axis, LineChart
 from assay.report.quantities import size
+from assay.report.sizes import figure_line
 from assay.scoring.overlap import SCRIPT
 from assay.scoring.result import Figure, RunResult
 
@@ -37,7 +37,10 @@ def overlap_part(result: RunResult) -> Part | None:
     found = [(case.name, *group) for case in result.cases if case.script == SCRIPT for group in _groups(case.figures)]
     if not found:
         return None
-    lines = [_line(f"{tags.get('op')}, {case}" if len(found) > 1 else "", points) for case, tags, points in found]
+    lines = [
+        figure_line(f"{tags.get('op')}, {case}" if len(found) > 1 else "", points, "overlap_share")
+        for case, tags, points in found
+    ]
     # A line of one point tells less than the table.
     lines = [series for series in lines if len(series.x) > 1]
     axes = Axis("message size", "B", log2=True), Axis("overlap share", "1", zero=True)
@@ -65,18 +68,3 @@ def _table(case: str, tags: dict[str, Any], points: Points) -> Table:
         rows.append([Cell(size(count), products), *(figure_cell(figures.get(metric)) for metric in metrics)])
     caption = f"{tag_words(tags)} (case {case})"
     return Table(caption, [Column("Size, products", numeric=True), *columns], rows, captioned=True)
-
-
-def _line(label: str, points: Points) -> Series:
-    known = [
-        (count, figure.estimate)
-        for count, figures in points.items()
-        if (figure := figures.get("overlap_share")) and figure.estimate
-    ]
-    return Series(
-        label,
-        [float(count) for count, _ in known],
-        [estimate.value for _, estimate in known],
-        [math.nan if estimate.low is None else estimate.low for _, estimate in known],
-        [math.nan if estimate.high is None else estimate.high for _, estimate in known],
-    )

@@ -137,7 +137,7 @@ class TorchTransport:
             return Bound(lambda: self.wait(begin()), begin)
 
         def grouped() -> list[Any]:
-            # Private in name, but what torch's own FSDP uses to group a backend's calls.
+            # Private in name (so torch.distributed does not export it), but what FSDP uses to group a backend's calls.
             with dist._coalescing_manager(self._group, async_ops=True) as manager:  # type: ignore[attr-defined]
                 for start in starts:
                     start()
