@@ -12,6 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from assay.record import RankFile, read_rank_file
+from assay.scoring.result import Figure
+
 ROOT = Path(__file__).parents[1]
 
 TINY = """
@@ -72,6 +75,24 @@ def mpirun(world: int, script: str, *args: str | Path, **env: str) -> subprocess
     allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     env = {**environment(**env), **allowed}
     return subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=170)
+
+
+def rank_files(folder: Path) -> list[RankFile]:
+    """The records of every rank, whole and without a foreign line between them."""
+    files = [read_rank_file(path) for path in sorted(folder.glob("rank-*.jsonl"))]
+    assert all(file.header and not file.garbage and not file.torn for file in files)
+    return files
+
+
+def by_metric(figures: list[Figure], size: int) -> dict[str, Figure]:
+    """The figures of one size of one sweep."""
+    return {figure.metric: figure for figure in figures if figure.tags["bytes"] == size}
+
+
+def value(figure: Figure) -> float:
+    """A figure that must be known."""
+    assert figure.value is not None, figure.reason
+    return figure.value
 
 
 def free_port() -> int:

@@ -22,6 +22,7 @@ from assay.training.counting import ByteCounter, Count, count_passes, count_upda
 from assay.training.flops import flops_per_token, least_work
 from assay.training.model import DTYPES, build_model, count_parameters
 from assay.world import World
+from tests.conftest import rank_files
 
 SHAPES = [
     ModelShape("untied", "llama", 320, 48, 3, 6, 6, 128),
@@ -182,7 +183,7 @@ def test_the_first_rank_of_a_sharded_model_records_its_share_of_the_update(tmp_p
 
 def test_pretraining_records_the_work_of_its_step(tiny_run: Path) -> None:
     (attempt,) = (tiny_run / "cases" / "train").glob("attempt-*")
-    files = [read_rank_file(path) for path in sorted(attempt.glob("rank-*.jsonl"))]
+    files = rank_files(attempt)
     for metric in ("step_flops_counted", "step_flops_analytic", "step_bytes_counted", "step_bytes_analytic"):
         (block,) = [block for file in files for block in file.blocks if block.metric == metric]
         assert block.samples > 0

@@ -1,4 +1,4 @@
-"""comms/overlap.py on real ranks, its formulas, and what it makes of transports that do and do not work by themselves."""
+"""comms/overlap.py on real ranks, and what it makes of transports that do and do not work by themselves."""
 
 import importlib.util
 import os
@@ -13,11 +13,8 @@ from threading import Thread
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from assay.beacon import open_beacon
 from assay.collectives.trial import Trial, Variant
@@ -25,43 +22,31 @@ from assay.device import HostDevice
 from assay.errors import BadInput, RunFailed
 from assay.options.base import parse_command_line, validate
 from assay.options.overlap import OverlapOptions
-from assay.overlap import exposed_times, overlap_shares
 from assay.ranks import Session
-from assay.record import Header, RankFile, TagValue, encode_block, encode_header, read_rank_file
+from assay.record import Header
 from assay.recorder import Recorder
-from assay.report.overlap import overlap_part
 from assay.scoring.overlap import derive
-from assay.scoring.result import CaseResult, Figure, RunResult
+from assay.scoring.result import Figure
 from assay.transports import Bound
 from assay.world import World
-from tests.conftest import ROOT, mpirun, torchrun
+from tests.conftest import ROOT, by_metric, mpirun, rank_files, torchrun, value
 
 TIMES = ("compute_time", "communication_time", "both_time")
 SHORT = ("--gemm", "32", "--budget", "0.05", "--warmup", "1")
 LASTS = 0.02  # s; of the collective of a made-up transport
 
-seconds = st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=20)
-
 
 # --- On real ranks.
-
-
-def records(folder: Path) -> list[RankFile]:
-    return [read_rank_file(path) for path in sorted(folder.glob("rank-*.jsonl"))]
 
 
 def rows(printed: str) -> list[list[str]]:
     return [line.replace(" x ", "x").split() for line in printed.splitlines() if re.match(r"\s+\d", line)]
 
 
-def by_metric(figures: list[Figure], size: int) -> dict[str, Figure]:
-    return {figure.metric: figure for figure in figures if figure.tags["bytes"] == size}
-
-
 def holds_what_was_printed(done: "subprocess.CompletedProcess[str]", folder: Path, backend: str, world: int) -> None:
     """Every size has all of its figures, and the table shows what a reader derives from the raw samples."""
     assert done.returncode == 0, done.stdout + done.stderr
-    figures, curves = derive(records(folder), {}, [])
+    figures, curves = derive(rank_files(folder), {}, [])
     assert curves == []
     printed = rows(done.stdout)
     assert [row[0] for row in printed] == ["4096", "65536"]
@@ -85,7 +70,7 @@ def holds_what_was_printed(done: "subprocess.CompletedProcess[str]", folder: Pat
 def test_ranks_under_torchrun_measure_check_and_record(tmp_path: Path) -> None:
     done = torchrun(2, "comms/overlap.py", "--size", "4KiB,64KiB", *SHORT, "--out", tmp_path)
     holds_what_was_printed(done, tmp_path, "gloo", 2)
-    for file in records(tmp_path):
+    for file in rank_files(tmp_path):
         checked = {block.tags["checked"]: block for block in file.blocks if block.metric == "check_errors"}
         assert set(checked) == {"data", "products"}
         assert all(block.samples.size >= 4 for block in checked.values()), "at the warm-up and in rounds, of both kinds"
@@ -98,29 +83,8 @@ def test_ranks_of_mpi_measure_too_and_who_has_no_part_records_no_times(tmp_path:
     args = ("--transport", "mpi", "--op", "pt2pt", "--size", "4KiB,64KiB", *SHORT)
     done = mpirun(3, "comms/overlap.py", *args, "--out", tmp_path)
     holds_what_was_printed(done, tmp_path, "mpi4py", 3)
-    timed = [{block.metric for block in file.blocks} & set(TIMES) for file in records(tmp_path)]
+    timed = [{block.metric for block in file.blocks} & set(TIMES) for file in rank_files(tmp_path)]
     assert timed == [set(TIMES), set(TIMES), set()]
-
-
-# --- Formulas.
-
-
-@given(compute=seconds, communication=seconds)
-def test_one_is_all_hidden_and_nought_one_after_the_other(compute: list[float], communication: list[float]) -> None:
-    length = min(len(compute), len(communication))
-    products, collective = np.array(compute[:length]), np.array(communication[:length])
-    longer, shorter = np.maximum(products, collective), np.minimum(products, collective)
-    close = 1e-9 * longer / shorter + 1e-12
-    assert (abs(overlap_shares(products, collective, longer) - 1) <= close).all()
-    assert (abs(overlap_shares(products, collective, products + collective)) <= close).all()
-    assert (abs(overlap_shares(products, collective, longer + shorter / 2) - 0.5) <= close).all()
-    assert (exposed_times(products, products + collective) >= collective * (1 - 1e-9) - 1e-9).all()
-
-
-def test_what_is_worse_than_one_after_the_other_is_not_cut_off() -> None:
-    compute, communication, both = np.array([1.0, 1.0]), np.array([0.5, 0.5]), np.array([2.0, 0.9])
-    assert overlap_shares(compute, communication, both) == pytest.approx([-1.0, 1.2])
-    assert exposed_times(compute, both) == pytest.approx([1.0, -0.1])
 
 
 # --- Made-up transports, in this process.
@@ -224,13 +188,8 @@ def figures_of(folder: Path, transport: OwnThread, computing: float | None = Non
     module.measure(options, here, overlap)
     overlap.record()
     here.recorder.close()
-    figures, _ = derive(records(folder), {}, [])
+    figures, _ = derive(rank_files(folder), {}, [])
     return by_metric(figures, 4096)
-
-
-def value(figure: Figure) -> float:
-    assert figure.value is not None, figure.reason
-    return figure.value
 
 
 def test_a_collective_that_works_by_itself_is_hidden(tmp_path: Path) -> None:
@@ -250,7 +209,7 @@ def test_the_clock_stops_only_when_the_handle_has_been_awaited(tmp_path: Path) -
     transport = OwnThread()
     found = figures_of(tmp_path, transport, computing=LASTS / 10)
     assert transport.begun == transport.awaited
-    (file,) = records(tmp_path)
+    (file,) = rank_files(tmp_path)
     for block in file.blocks:
         if block.metric in ("communication_time", "both_time"):
             assert block.samples.min() >= LASTS, "no round is shorter than what it begins"
@@ -267,7 +226,7 @@ def test_wrong_data_are_seen_and_end_the_run(tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(RunFailed, match="elements of data or products are wrong; trust no figure of this run"):
         script().bench(options_of(op="all_reduce"), alone(tmp_path), OwnThread(spoil), open_beacon(tmp_path, 0, 1))
     assert int(rows(capsys.readouterr().out)[0][-1]) >= 4
-    figures, _ = derive(records(tmp_path), {}, [])
+    figures, _ = derive(rank_files(tmp_path), {}, [])
     assert value(by_metric(figures, 4096)["check_errors"]) >= 4, "what was measured is kept"
 
 
@@ -285,115 +244,6 @@ def test_products_that_change_or_are_never_made_are_seen(tmp_path: Path) -> None
     overlap.turn("both", 1024)
     assert overlap.wrong[-1] == 1
     here.recorder.close()
-
-
-# --- From records to figures and the report.
-
-
-def written(folder: Path, world: int, samples: dict[int, dict[str, list[float | None]]], **more: Any) -> list[RankFile]:
-    tags: dict[str, TagValue] = {
-        "op": "all_reduce",
-        "bytes": 1 << 20,
-        "dtype": "float32",
-        "backend": "gloo",
-        "world": world,
-    }
-    tags |= {"gemm": 256, "gemm_dtype": "float32", "products": 16}
-    tags |= more
-    for rank, metrics in samples.items():
-        header = Header(rank, world, rank, world, "host", 1, "clock", "cpu", "", "gloo", "comms/overlap", 0.0, 0.0)
-        lines = [encode_header(header)]
-        for metric, values in metrics.items():
-            reason = "not known" if None in values else None
-            unit = "1" if metric == "check_errors" else "s"
-            lines.append(
-                encode_block(metric, unit, values, tags=tags, first_step=None, t_first=0, t_last=1, reason=reason)
-            )
-        with (folder / f"rank-{rank:05d}.jsonl").open("a") as file:
-            file.writelines(lines)
-    return records(folder)
-
-
-def of_rank(*, compute: float, communication: float, both: float, rounds: int = 8) -> dict[str, list[float | None]]:
-    values = zip(TIMES, (compute, communication, both), strict=True)
-    return {**{metric: [one] * rounds for metric, one in values}, "check_errors": [0, 0]}
-
-
-def test_the_slowest_rank_counts_in_every_round(tmp_path: Path) -> None:
-    first = of_rank(compute=1.0, communication=0.5, both=1.0)
-    second = of_rank(compute=0.5, communication=1.0, both=1.0)
-    first["both_time"][:4] = [1.5] * 4
-    second["both_time"][4:] = [1.5] * 4
-    found = by_metric(derive(written(tmp_path, 2, {0: first, 1: second}), {}, [])[0], 1 << 20)
-    assert [value(found[metric]) for metric in TIMES] == [1.0, 1.0, 1.5]
-    assert value(found["overlap_share"]) == 0.5
-    assert value(found["exposed_communication"]) == 0.5
-    assert found["overlap_share"].estimate is not None
-    assert (found["overlap_share"].estimate.low, found["overlap_share"].estimate.samples) == (0.5, 8)
-    assert (found["overlap_share"].better, found["exposed_communication"].better) == ("higher", "lower")
-
-
-def test_within_rounds_a_slow_stretch_of_the_machine_does_no_harm(tmp_path: Path) -> None:
-    pace = [1.0] * 5 + [10.0] * 3
-    rank: dict[str, list[float | None]] = {
-        "compute_time": [1.0 * one for one in pace],
-        "communication_time": [0.5 * one for one in pace],
-        "both_time": [1.25 * one for one in pace],
-        "check_errors": [0.0],
-    }
-    found = by_metric(derive(written(tmp_path, 1, {0: rank}), {}, [])[0], 1 << 20)
-    share = found["overlap_share"].estimate
-    assert share is not None
-    assert (share.low, share.value, share.high) == pytest.approx((0.5, 0.5, 0.5))
-
-
-def test_what_is_not_whole_is_unknown_with_the_reason(tmp_path: Path) -> None:
-    good = of_rank(compute=1.0, communication=0.5, both=1.0)
-    cases: list[tuple[int, dict[int, dict[str, list[float | None]]], str]] = [
-        (2, {0: good}, "only 1 of 2 ranks recorded their times"),
-        (2, {0: good, 1: {**good, "both_time": [1.0] * 7}}, "ranks recorded different numbers of rounds"),
-        (
-            1,
-            {0: {**good, "compute_time": [1.0] * 7 + [None]}},
-            "durations should be above 0 s, and there should be some",
-        ),
-        (1, {0: {**good, "communication_time": [0.0] * 8}}, "durations should be above 0 s, and there should be some"),
-    ]
-    for number, (world, samples, reason) in enumerate(cases):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        figures, _ = derive(written(folder, world, samples), {}, [])
-        found = by_metric(figures, 1 << 20)
-        assert set(found) == {"overlap_share", "exposed_communication", "check_errors"}
-        assert (found["overlap_share"].value, found["overlap_share"].reason) == (None, reason)
-    assert derive([], {}, []) == ([], [])
-
-
-def run_of(figures: list[Figure], script: str = "comms/overlap") -> RunResult:
-    case = CaseResult("overlap-2", script, 2, {}, None, 1, figures=figures)
-    return RunResult("runs/x", {}, [case], [], [])
-
-
-def test_the_report_shows_every_size(tmp_path: Path) -> None:
-    rank = of_rank(compute=1.0, communication=0.5, both=1.75)
-    written(tmp_path, 2, {0: rank, 1: rank})
-    files = written(tmp_path, 2, {0: rank, 1: rank}, bytes=1 << 24, products=40)
-    part = overlap_part(run_of(derive(files, {}, [])[0]))
-    assert part is not None
-    (table,) = part.tables
-    assert table.caption == "all_reduce, float32, gloo, 2 ranks (case overlap-2)"
-    assert [(row[0].text, row[0].note) for row in table.rows] == [
-        ("1 MiB", "16 × 256³ float32"),
-        ("16 MiB", "40 × 256³ float32"),
-    ]
-    assert [column.title for column in table.columns][1:3] == ["overlap share", "exposed communication"]
-    assert [(cell.text, cell.note) for cell in table.rows[0][1:3]] == [
-        ("-0.500", "[-0.500, -0.500]"),
-        ("750 ms", "[750, 750]"),
-    ]
-    (chart,) = part.charts
-    assert list(chart.series[0].y) == [-0.5, -0.5]  # type: ignore[union-attr] # a line chart
-    assert overlap_part(run_of([], script="comms/bench")) is None
 
 
 # --- Bad input.

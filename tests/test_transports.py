@@ -9,20 +9,15 @@ from pathlib import Path
 import pytest
 
 from assay.bandwidth import COLLECTIVES
-from assay.record import RankFile, read_rank_file
 from assay.scoring.comms import derive, late_ranks
 from assay.scoring.result import Figure
-from tests.conftest import ROOT, mpirun, torchrun
+from tests.conftest import ROOT, mpirun, rank_files, torchrun
 
 QUICK = ("--size", "12KiB", "--budget", "0.02", "--no-audit")
 
 
-def records(folder: Path) -> list[RankFile]:
-    return [read_rank_file(path) for path in sorted(folder.glob("rank-*.jsonl"))]
-
-
 def figures_of(folder: Path) -> list[Figure]:
-    return derive(records(folder), {}, [])[0]
+    return derive(rank_files(folder), {}, [])[0]
 
 
 def measured(figures: list[Figure]) -> set[str]:
@@ -144,7 +139,7 @@ def late_trial(folder: Path) -> dict[str, int]:
     args = ("come_late", "--ops", "all", "--size", "12KiB", *short, "--out", folder)
     done = torchrun(3, "tests/ranks_faults.py", *args, PYTHONPATH=".")
     assert done.returncode == 0, done.stderr
-    return {str(item.tags["op"]): item.late.rank for item in late_ranks(records(folder))}
+    return {str(item.tags["op"]): item.late.rank for item in late_ranks(rank_files(folder))}
 
 
 def test_the_rank_that_comes_late_is_named_in_every_collective(tmp_path: Path) -> None:
@@ -187,17 +182,16 @@ def test_bad_input_is_one_sentence_once(args: tuple[str, ...], sentence: str) ->
     assert "Traceback (most recent call last)" not in done.stderr.partition("torch/distributed")[0]
 
 
-def test_a_rank_that_expects_another_transport_is_told_and_not_waited_for() -> None:
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (("--versus", "gloo"), r"--versus: rank 1 on \S+ was given gloo, rank 0 None;"),
+        (("--max", "2MiB"), r"--max: rank 1 on \S+ was given 2097152, rank 0 16777216;"),
+    ],
+)
+def test_ranks_that_disagree_are_told_once_and_not_waited_for(args: tuple[str, ...], sentence: str) -> None:
     script = (sys.executable, str(ROOT / "comms/bench.py"), "--transport", "mpi")
-    done = mpirun(1, "comms/bench.py", "--transport", "mpi", ":", "-n", "1", *script, "--versus", "gloo")
+    done = mpirun(1, "comms/bench.py", "--transport", "mpi", ":", "-n", "1", *script, *args)
     assert done.returncode == 2
     (said,) = error_sentences(done.stderr)
-    assert re.search(r"--versus: rank 1 on \S+ was given gloo, rank 0 None; start every rank with the same", said)
-
-
-def test_ranks_that_disagree_are_told_once_what_differs() -> None:
-    script = (sys.executable, str(ROOT / "comms/bench.py"), "--transport", "mpi")
-    done = mpirun(1, "comms/bench.py", "--transport", "mpi", ":", "-n", "1", *script, "--max", "2MiB")
-    assert done.returncode == 2
-    (said,) = error_sentences(done.stderr)
-    assert re.search(r"--max: rank 1 on \S+ was given 2097152, rank 0 16777216; start every rank with the same", said)
+    assert re.search(sentence + " start every rank with the same", said)
