@@ -35,13 +35,12 @@ MOST = (
 class Late:
     """A rank that holds the others up. lateness: s by which it enters after all others, with its interval.
 
-    last_share: of the calls, in how many it came last. least: the lateness (s) that it had to exceed.
+    last_share: of the calls, in how many it came last.
     """
 
     rank: int
     lateness: Estimate
     last_share: float
-    least: float
 
 
 @dataclass(frozen=True)
@@ -78,13 +77,21 @@ def least_blamed(entries: Array, rank: int, transfer: float, errors: Array) -> f
     """The lateness (s) that row `rank` must exceed to be called late, in nearly every call.
 
     The largest of FLOOR; MATERIAL of the transfer time (s); what the entries of all other ranks are usually apart (one
-    rank among many in disorder is no culprit); and what the clocks may be wrong by: its own error (s) and the largest of
-    the others'.
+    rank among many in disorder is no culprit); and what the clocks may be wrong by.
     """
     others = np.delete(entries, rank, axis=0)
     spread = float(np.median(np.ptp(others, axis=0)))
-    clocks = float(errors[rank] + np.delete(errors, rank).max()) if errors.any() else 0.0
-    return max(FLOOR, MATERIAL * transfer, spread, clocks)
+    return max(FLOOR, MATERIAL * transfer, spread, clocks_error(errors, rank))
+
+
+def clocks_error(errors: ArrayLike, rank: int | None = None) -> float:
+    """Bound (s) of the difference between row `rank`'s clock and any other; without `rank`, between any two clocks.
+
+    errors: [ranks], bound of each clock's error (s).
+    """
+    bounds = np.asarray(errors, dtype=np.float64)
+    own = int(np.argmax(bounds)) if rank is None else rank
+    return float(bounds[own] + np.delete(bounds, own).max()) if len(bounds) > 1 else 0.0
 
 
 def late_rank(ranks: Sequence[int], entries: ArrayLike, exits: ArrayLike, errors: ArrayLike) -> Late | None:
@@ -102,11 +109,13 @@ def late_rank(ranks: Sequence[int], entries: ArrayLike, exits: ArrayLike, errors
     after = lateness(enter)
     row = int(np.argmax(np.median(after, axis=1)))
     transfer = float(np.median(leave.max(axis=0) - enter.max(axis=0)))
-    least = least_blamed(enter, row, transfer, np.asarray(errors, dtype=np.float64))
+    bounds = np.asarray(errors, dtype=np.float64)
+    least = least_blamed(enter, row, transfer, bounds)
     late = after[row]
     if float(np.sort(late)[ends[0]]) <= least or float(np.mean(late > least)) < MOST:
         return None
-    return Late(ranks[row], _interval(late, ends), float(np.mean(late > 0)), least)
+    interval = widened(_interval(late, ends), clocks_error(bounds, row))
+    return Late(ranks[row], interval, float(np.mean(late > 0)))
 
 
 def _interval(late: Array, ends: tuple[int, int]) -> Estimate:

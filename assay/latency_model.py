@@ -119,9 +119,19 @@ def fit_latency(points: Sequence[Point], factor: float) -> tuple[LatencyModel | 
         tuple(point.seconds for point in ordered),
         tuple(float(value) for line in lines for value in line.predicted),
         ordered[cuts[1]].size if len(lines) == 2 else None,
-        None if bandwidth else "time does not grow with size beyond its scatter; larger sizes would show the bandwidth",
+        None if bandwidth else _why_no_bandwidth(ordered, lines[-1].predicted),
     )
     return model, None
+
+
+def _why_no_bandwidth(points: Sequence[Point], predicted: Array) -> str:
+    """predicted: s at the last sizes, by the line whose slope is not known."""
+    last = points[-len(predicted) :]
+    off = [point.seconds / float(model) - 1 for point, model in zip(last, predicted, strict=True)]
+    worst = max(range(len(off)), key=lambda index: abs(math.log1p(off[index])))
+    if abs(off[worst]) > SWITCH_RESIDUAL and last[-1].seconds > 2 * last[0].seconds:
+        return f"the times follow no line: at {last[worst].size} B they are {off[worst]:+.0%} off the nearest"
+    return "time does not grow with size beyond its scatter; larger sizes would show the bandwidth"
 
 
 def _margin(points: Sequence[Point], lines: Sequence[_Line]) -> float:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from assay.arrival import FLOOR, late_rank, lateness, usable_times, waiting, widened
+from assay.arrival import FLOOR, clocks_error, late_rank, lateness, usable_times, waiting, widened
 from assay.clock_sync import DRIFT, Probe, align, narrowest
 from assay.device import HostDevice, open_device
 from assay.device_events import RESOLUTION, Anchor, to_host
@@ -39,7 +39,7 @@ def test_a_rank_20_ms_late_is_named_whatever_its_number(seed: int, ranks: int, d
     assert found.rank == 10 + culprit
     assert found.last_share > 0.9
     assert found.lateness.low is not None
-    assert found.least < found.lateness.low < found.lateness.value < 0.03
+    assert 0 < found.lateness.low < found.lateness.value < 0.03
     durations = np.median(exits - entries, axis=1)
     assert int(np.argmax(durations)) != culprit, "the longest duration is of a rank that waits"
 
@@ -49,6 +49,14 @@ def test_a_rank_20_ms_late_is_named_whatever_its_number(seed: int, ranks: int, d
 def test_disorder_blames_nobody(seed: int, ranks: int, skew: float, count: int) -> None:
     entries, exits = calls(seed, ranks, count, skew)
     assert late_rank(range(ranks), entries, exits, np.zeros(ranks)) is None
+
+
+@given(errors=st.lists(st.floats(0, 1e-3), min_size=2, max_size=9), data=st.data())
+def test_two_clocks_are_wrong_by_the_sum_of_their_bounds(errors: list[float], data: st.DataObject) -> None:
+    pairs = {(a, b): errors[a] + errors[b] for a in range(len(errors)) for b in range(len(errors)) if a != b}
+    rank = data.draw(st.integers(0, len(errors) - 1))
+    assert clocks_error(errors, rank) == max(error for (own, _), error in pairs.items() if own == rank)
+    assert clocks_error(errors) == max(pairs.values())
 
 
 @given(seed=st.integers(0, 2**32), ranks=st.integers(2, 9), step=st.floats(0, 4e-4))

@@ -140,6 +140,14 @@ def test_latency_alone_has_no_bandwidth_and_bandwidth_alone_no_latency() -> None
     assert steep.bandwidth.value == pytest.approx(RATE, rel=0.05)
 
 
+def test_times_that_follow_no_line_are_said_to_grow() -> None:
+    cliff = [Point(1 << 10, 10e-6), Point(1 << 14, 11e-6), Point(1 << 18, 30e-6), Point(1 << 22, 17e-3)]
+    model, _ = fit_latency(cliff, 1.0)
+    assert model is not None
+    assert model.bandwidth is None
+    assert "follow no line: at " in (model.reason or "")
+
+
 def figures(op: str, sizes: list[int], world: int = 4, ceiling: float | None = None, **more: object) -> list[Figure]:
     found = []
     for size in sizes:

@@ -35,6 +35,7 @@ def test_bad_options_are_one_sentence_and_exit_code_2(capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
+        (["--ops", "all_reduce,,broadcast"], "--ops: there is nothing between two commas in 'all_reduce,,broadcast'"),
         (["--bogus", "1"], "unknown argument '--bogus'"),
         (["--warmpu", "1"], "unknown argument '--warmpu'; did you mean '--warmup'?"),
         (["--size"], "argument --size: expected one argument; --help tells what there is"),

@@ -118,7 +118,7 @@ def test_one_doubt_for_a_rank_that_is_late_everywhere_else_one_for_each_op(tmp_p
     ((kind, subject, message),) = doubts(late_ranks(same, every(same)))
     assert (kind, subject) == ("late_rank", "all_reduce, broadcast, rank 1")
     assert message.startswith("rank 1 on host1 enters after all others, by ")
-    assert "late at 6 of the sizes measured: all_reduce 1KiB–16KiB, broadcast 1KiB–16KiB" in message
+    assert "late in 6 measurements: all_reduce 1KiB–16KiB, broadcast 1KiB–16KiB" in message
     other = write(tmp_path / "other", late={"all_reduce": 1, "broadcast": 2})
     assert [subject for _, subject, _ in doubts(late_ranks(other, every(other)))] == [
         "all_reduce, rank 1",

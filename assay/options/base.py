@@ -240,7 +240,13 @@ def without_twins(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def split_list(value: object) -> object:
-    """Text with commas becomes a tuple, as the command line and suites both write lists."""
+    """Text with commas becomes a tuple, as the command line and suites both write lists. A comma may end it.
+
+    Raises ValueError where there is nothing between two commas.
+    """
     if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(",") if part.strip())
+        parts = [part.strip() for part in value.split(",")]
+        if "" in parts[:-1] and any(parts):
+            raise ValueError(f"there is nothing between two commas in {value!r}")
+        return tuple(part for part in parts if part)
     return tuple(value) if isinstance(value, list) else value

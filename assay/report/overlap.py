@@ -6,7 +6,7 @@ from typing import Any
 from assay.report.cells import Cell, Column, Part, Table, figure_cell, metric_label, tag_words
 from assay.report.charts import Axis, LineChart
 from assay.report.quantities import size
-from assay.report.sizes import figure_line
+from assay.report.sizes import Points, figure_line
 from assay.scoring.overlap import SCRIPT
 from assay.scoring.result import Figure, RunResult
 
@@ -28,9 +28,6 @@ _COLUMNS = (
 _OF_SIZE = ("bytes", "gemm", "gemm_dtype", "products")  # differ from size to size
 _LABELS = {"compute_time": "products", "communication_time": "collective", "both_time": "both"}
 
-Points = dict[int, dict[str, Figure]]
-"""bytes → metric → figure, in order of size."""
-
 
 def overlap_part(result: RunResult) -> Part | None:
     """A chart of the overlap share over size, and a table of each case; None where no case measured it."""
@@ -49,7 +46,7 @@ def overlap_part(result: RunResult) -> Part | None:
 
 
 def _groups(figures: Sequence[Figure]) -> list[tuple[dict[str, Any], Points]]:
-    groups: dict[str, tuple[dict[str, Any], Points]] = {}
+    groups: dict[str, tuple[dict[str, Any], dict[int, dict[str, Figure]]]] = {}
     for figure in figures:
         tags = {key: value for key, value in figure.tags.items() if key not in _OF_SIZE}
         _, points = groups.setdefault(repr(sorted(tags.items())), (tags, {}))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from assay.arrival import ALIGNED, GOOD, Lateness, late_rank, usable_times, waiting, widened
+from assay.arrival import ALIGNED, GOOD, Lateness, clocks_error, late_rank, usable_times, waiting, widened
 from assay.clock_sync import METRIC, Probe, align
 from assay.estimates import completion_times, median_interval, slowest_rank_times
 from assay.record import RankFile
@@ -35,7 +35,7 @@ class Calls:
     @property
     def error(self) -> float:
         """Bound (s) of the difference between times of any two ranks; infinite if their clocks were not compared."""
-        return float(np.sort(self.errors)[-2:].sum())
+        return clocks_error(self.errors)
 
 
 def read_calls(files: Iterable[RankFile], tags: Mapping[str, Any]) -> Calls | None:
@@ -130,8 +130,7 @@ def late_ranks(files: Iterable[RankFile], measured: Iterable[Mapping[str, Any]])
         late = late_rank(calls.ranks, calls.entries, calls.exits, calls.errors)
         if late is not None:
             host = calls.hosts[calls.ranks.index(late.rank)]
-            error = float(calls.errors[calls.ranks.index(late.rank)] + calls.errors.max())
-            found.append(Lateness(tags, host, replace(late, lateness=widened(late.lateness, error))))
+            found.append(Lateness(tags, host, late))
     return found
 
 
@@ -157,7 +156,7 @@ def doubts(found: Sequence[Lateness]) -> list[tuple[str, str, str]]:
             f"{worst.tags.get('op')} {_size(worst)}; it was the last in {late.last_share:.0%} of those calls"
         )
         if len(group) > 1:
-            message += f", and late at {len(group)} of the sizes measured: {places(group)}"
+            message += f", and late in {len(group)} measurements: {places(group)}"
         told.append((KIND, f"{ops_of(group)}, rank {late.rank}", message))
     return told
 
