@@ -9,15 +9,17 @@ assignments to one integer, no system call and no lock:
 
 Every rank must tell the same phases in the same order: their count is what puts the ranks in order. The file belongs
 into memory (`memory_folder`): a mapped page of a disk file is write-protected whenever the kernel has written it back,
-and the next assignment then waits for the file system.
+and the next assignment then waits for the file system. A rank that lives holds a lock on its file: without one the file
+is left over from a rank that a signal has ended.
 """
 
+import contextlib
+import fcntl
 import mmap
 import os
 import platform
 import struct
 import tempfile
-import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +34,11 @@ MOST_NAMED = 8  # ranks that a sentence names by number
 ENDED = "ended"  # the state of a process that is there no more
 
 _MAGIC = b"assay-bc"
-_VERSION = 1
+_VERSION = 2
 _HEAD = struct.Struct("=8sQQQQ64s")  # magic, version, rank, world, pid, host
 _CELL, _PHASES, _STALLED = 16, 17, 18  # indices of 64-bit cells
 _CELLS = struct.Struct("=QQQ")
-_SLOT = struct.Struct("=Qd64s64s")  # bytes, monotonic s, op, phase
+_SLOT = struct.Struct("=Q64s64s")  # bytes, op, phase
 _SLOTS = (256, 512)  # phases take turns, so that the one before is whole while the next is written
 _SIZE = 1024
 
@@ -62,7 +64,7 @@ class Beacon:
         self.cell[0] = 0
         after = self._phases + 1
         text = op.encode()[:64], phase.encode()[:64]
-        _SLOT.pack_into(self._page, _SLOTS[after % 2], size, time.monotonic(), *text)
+        _SLOT.pack_into(self._page, _SLOTS[after % 2], size, *text)
         self._cells[_PHASES] = self._phases = after  # last: a reader looks into the other slot until now
         self.expects_motion = bool(op)
 
@@ -77,7 +79,7 @@ class Beacon:
 
 @dataclass(frozen=True)
 class Reading:
-    """A rank's beacon as it was read. phases: how many it has told. changed: monotonic s of its host at the last one."""
+    """A rank's beacon as it was read. phases: how many it has told."""
 
     rank: int
     world: int
@@ -89,7 +91,6 @@ class Reading:
     op: str
     size: int
     phase: str
-    changed: float
 
     @property
     def position(self) -> tuple[int, int]:
@@ -181,6 +182,9 @@ def open_beacon(folder: Path, rank: int, world: int) -> Beacon:
             # Real zeros: a page that the file system finds no room for later would kill the rank (SIGBUS).
             file.write(_HEAD.pack(_MAGIC, _VERSION, rank, world, os.getpid(), _here()).ljust(_SIZE, b"\0"))
             file.flush()
+            # The map has a descriptor of its own on the same file, which keeps the lock for as long as the rank lives.
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return Beacon(path, rank, mmap.mmap(file.fileno(), _SIZE))
     except OSError as error:
         raise RunFailed(
@@ -210,10 +214,8 @@ def _read(path: Path) -> Reading | None:
     if (magic, version, path.name) != (_MAGIC, _VERSION, f"beacon-{rank:05d}.bin") or rank >= world:
         return None
     cell, phases, stalled = _CELLS.unpack_from(data, _CELL * 8)
-    size, changed, op, phase = _SLOT.unpack_from(data, _SLOTS[phases % 2])
-    return Reading(
-        rank, world, pid, _text(host), phases, cell, bool(stalled), _text(op), size, _text(phase), changed
-    )  # fmt: skip
+    size, op, phase = _SLOT.unpack_from(data, _SLOTS[phases % 2])
+    return Reading(rank, world, pid, _text(host), phases, cell, bool(stalled), _text(op), size, _text(phase))
 
 
 def _here() -> bytes:

@@ -7,9 +7,11 @@ Under `assay run` the launcher does the same at the case's time limit, and no ra
 
 import contextlib
 import faulthandler
+import fcntl
 import os
 import shutil
 import signal
+import stat
 import sys
 import tempfile
 import threading
@@ -36,6 +38,7 @@ STACK_SIGNAL = signal.SIGUSR2  # asks a rank for the stacks of all its threads; 
 STACK_SECONDS = 3.0  # how long ranks that hang may take to write their stacks
 SETTLE_SECONDS = 2.0  # from noticing to speaking: others notice a little later, and the lowest of them is to speak
 TOLD_SECONDS = 10.0  # longest wait for whoever has taken it upon itself to speak
+SWEPT_SECONDS = 600.0  # age at which a folder that nobody uses is removed
 
 _TOLD = "hang.txt"  # made by the rank that speaks, before it does; holds the sentence, or is gone, when all is told
 
@@ -46,6 +49,7 @@ def beacon_of(world: World, out: Path | None, limit: float) -> Iterator[Beacon]:
 
     Where a launcher watches (ASSAY_BEACONS names its folder), that is all. By hand the ranks of a host share a folder in
     memory and watch themselves: nothing may stand still for `limit` s. Their stacks go to `out`, else to that folder.
+    A signal that ends the ranks ends them at once, and the folder stays until ranks start there again (`sweep`).
     """
     launcher = os.environ.get(FOLDER_VARIABLE)
     if launcher:
@@ -83,13 +87,48 @@ def _shared_folder(world: World) -> Path:
     first = world.hosts.index(world.hosts[world.rank])
     made = ""
     if first == world.rank:
+        sweep(memory_folder())
         with contextlib.suppress(OSError):
             made = tempfile.mkdtemp(prefix="assay-", dir=memory_folder())
-    folder = str(world.gather(made)[first])
+    try:
+        folder = str(world.gather(made)[first])
+    except BaseException:
+        if made:
+            Path(made).rmdir()
+        raise
     if not folder:
         raise RunFailed(f"{memory_folder()}: no folder can be made there; make room, it holds where each rank is")
     Path(folder).mkdir(mode=0o700, exist_ok=True)  # hosts of one name are two hosts all the same
     return Path(folder)
+
+
+def sweep(parent: Path) -> None:
+    """Remove the folders of beacons that ranks of this user left in `parent` when a signal ended them all.
+
+    No handler does it as they end: a rank that hangs in a library never comes to run one, and would outlive the signal.
+    Left alone are folders of the last ten minutes, beacons whose ranks live, stacks that were asked for, and whatever
+    is not ours.
+    """
+    for folder in parent.glob("assay-*"):
+        with contextlib.suppress(OSError):
+            about = folder.lstat()
+            own = stat.S_ISDIR(about.st_mode) and about.st_uid == os.geteuid()
+            if own and time.time() - about.st_mtime > SWEPT_SECONDS and _is_abandoned(folder):
+                shutil.rmtree(folder)
+
+
+def _is_abandoned(folder: Path) -> bool:
+    """Whether it holds beacons without ranks and nothing worth keeping. Raises OSError where that cannot be known."""
+    beacons = 0
+    for path in folder.iterdir():
+        about = path.lstat()
+        if stat.S_ISREG(about.st_mode) and path.match("beacon-*.bin"):
+            with path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while the rank lives, in any container
+            beacons += 1
+        elif about.st_size or not path.match("stacks-rank-*.txt"):
+            return False
+    return beacons > 0
 
 
 def answer_stack_requests(folder: Path, rank: int) -> IO[str]:
@@ -121,9 +160,17 @@ def collect_stacks(folder: Path) -> list[Path]:
             os.kill(pid, STACK_SIGNAL)
             os.kill(pid, signal.SIGCONT)
     deadline = time.monotonic() + STACK_SECONDS
-    while time.monotonic() < deadline and not all(path.stat().st_size for path in files):
+    while time.monotonic() < deadline and any(_length(path) == 0 for path in files):
         time.sleep(0.05)
-    return [path for path in files if path.stat().st_size]
+    return [path for path in files if _length(path)]
+
+
+def _length(path: Path) -> int | None:
+    """Bytes written so far; None once it is gone, as the file of a rank that has come to its end."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
 
 
 def _answering(folder: Path) -> dict[Path, int]:
@@ -212,13 +259,20 @@ class _Watcher:
         return any(r.stalled and r.rank < self._beacon.rank for r in read_beacons(self._beacon.folder))
 
     def _speak(self, still: float) -> None:
+        try:
+            self._tell(still)
+        finally:
+            _end()  # whatever could not be told: no rank may go on hanging without its watch
+
+    def _tell(self, still: float) -> None:
         readings = read_beacons(self._beacon.folder)
         diagnosis = diagnose(readings, process_states(readings), still)
         what = diagnosis.sentence if diagnosis else f"no progress for {still:.0f} s; no beacon can be read"
         answering = _answering(self._stacks)
         where = f"; where each rank was: {self._stacks}/stacks-rank-*.txt" if answering else ""
         sentence = f"rank {self._beacon.rank}: {what}{where}"
-        print(f"{SENTENCE_MARK}{sentence}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # nobody reads any more; the stacks may still reach a file
+            print(f"{SENTENCE_MARK}{sentence}", file=sys.stderr, flush=True)
         # Only now: a stopped rank goes on when it is asked, and the others with it.
         if not collect_stacks(self._stacks):
             faulthandler.dump_traceback(all_threads=True)
@@ -228,7 +282,6 @@ class _Watcher:
                 self._told.write_text(sentence + "\n")
         else:
             shutil.rmtree(self._beacon.folder, ignore_errors=True)
-        _end()
 
     def _follow(self) -> None:
         """End when another rank has said why."""

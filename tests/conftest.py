@@ -1,6 +1,7 @@
 """Real processes for the tests: the installed `assay` command and ranks under torchrun."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -42,6 +43,10 @@ cases:
 
 # Ceilings of the machine that tests run on must not come into the tests, nor theirs into its cache.
 _CACHE = tempfile.TemporaryDirectory(prefix="assay-tests-")
+
+
+# A shell starts what runs in its background with SIGINT ignored, which every process started here would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -46,6 +46,31 @@ def derived(tmp_path: Path, name: str, **more: Any) -> list[Figure]:
     return figures
 
 
+@pytest.mark.parametrize("name", ["osu-allreduce-full.txt", "nccl-tests-all_reduce.txt", "deepspeed-raw.txt"])
+@pytest.mark.parametrize(
+    "mark",
+    [
+        "[1,0]<stdout>:",  # Open MPI up to 4: --tag-output
+        "Sun Nov 22 09:20:47 2026[1,0]<stdout>:",  # with --timestamp-output
+        "Sun Nov 22 09:20:47 2026<stdout>:",
+        "[1,0]<stdout>: ",  # 5: --output tag, tag-fullname, tag-detailed, rank, and with timestamp
+        "[prterun-node1-123@1,0]<stdout>: ",
+        "[1,0][node1:4100]<stdout>: ",
+        "[0]<stdout>: ",
+        "[Sun Nov 22 09:20:47 2026][1,0]<stdout>: ",
+        "0: ",  # srun --label
+        " 0: ",
+        "node-1.cluster: ",  # pdsh
+        "[0] ",  # mpiexec -prepend-rank of Hydra
+        "[default0]:",  # torchrun --tee
+    ],
+)
+def test_launchers_marks_are_no_part_of_a_line(mark: str, name: str) -> None:
+    marked = "".join(f"{mark}{line}\n" for line in text_of(name).splitlines())
+    given = GIVEN.get(name, Given(8 if name.startswith("osu") else None))
+    assert PARSERS[tool_of(name)](marked, name, given) == parsed(name)
+
+
 # nccl-tests
 
 
@@ -55,7 +80,8 @@ def test_a_row_of_nccl_tests_is_both_placements_with_its_own_times() -> None:
     assert [row.settings for row in last] == [{"placement": "out"}, {"placement": "in"}]
     assert [row.seconds[0] for row in last] == pytest.approx([4318.6e-6, 4305.2e-6])
     assert {(row.op, row.world, row.dtype, row.calls) for row in output.rows} == {("all_reduce", 16, "float32", 20)}
-    assert (output.backend, output.device, output.hosts) == ("nccl", "cuda", 2)
+    assert {row.backend for row in output.rows} == {"nccl"}
+    assert (output.device, output.hosts) == ("cuda", 2)
     assert output.device_name == "NVIDIA H100 80GB HBM3"
     assert output.versions == {"nccl-tests": "2.17.6", "nccl": "2.28.7"}
 
@@ -281,6 +307,32 @@ def test_device_buffers_are_told_by_osus_title() -> None:
     assert parsed("osu-allreduce-full.txt").device is None
 
 
+def test_libraries_and_devices_in_one_file_of_osu_stay_apart(tmp_path: Path) -> None:
+    figures = derived(tmp_path, "osu-host-and-device.txt", world=8)
+    times = [figure for figure in figures if figure.metric == "call_time_mean" and figure.tags["bytes"] == 1 << 20]
+    found = [(figure.tags["backend"], figure.tags.get("buffers")) for figure in times]
+    assert found == [("mpi", None), ("mpi", "cuda"), ("nccl", "cuda")]
+    assert [figure.value for figure in times] == pytest.approx([702.55e-6, 151.37e-6, 98.06e-6])
+    assert one(figures, "busbw", op="pt2pt").tags["buffers"] == "cuda to host"
+    assert parsed("osu-host-and-device.txt").device is None, "not one for the whole file"
+
+
+@pytest.mark.parametrize(
+    ("said", "buffers", "device"),
+    [
+        ("DEVICE (D) and Receive Buffer on DEVICE (D)", "rocm", "rocm"),
+        ("HOST (H) and Receive Buffer on DEVICE (D)", "host to rocm", "rocm"),
+        ("HOST (H) and Receive Buffer on HOST (H)", "host", None),
+        ("MANAGED (MD) and Receive Buffer on MANAGED (MD)", "rocm managed (MD)", "rocm"),
+    ],
+)
+def test_where_osus_buffers_are(said: str, buffers: str, device: str | None) -> None:
+    text = f"# OSU MPI-ROCM Latency Test v7.5\n# Send Buffer on {said}\n# Size  Latency (us)\n8  1.5\n"
+    output = osu.parse(text, "x", Given())
+    assert [row.settings for row in output.rows] == [{"buffers": buffers}]
+    assert output.device == device
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -349,7 +401,8 @@ def test_the_rows_of_the_a100_table_score_as_they_were_printed(tmp_path: Path) -
         (lambda text: text.replace("19.07 MB", "19.17 MB"), "are not the size before it"),
         (lambda text: text.replace("441.021 us", "441.021"), "expected size, elements x bytes, duration"),
         (lambda text: text.replace("Performance of all_gather", "Performance of all_mixed"), "all_mixed is none of"),
-        (lambda text: text.replace("on 8 devices", "on 0 devices"), "expected 1 rank or more, got 0"),
+        (lambda text: text.replace("on 8 devices", "on 0 devices"), "expected 1 to 2147483647 ranks, got 0"),
+        (lambda text: text.replace("on 8 devices", "on 88888888888 devices"), "2147483647 ranks, got 88888888888"),
     ],
 )
 def test_deepspeed_outputs_that_do_not_agree(change: Callable[[str], str], said: str) -> None:

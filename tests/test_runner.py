@@ -21,6 +21,7 @@ KILLABLE = """
 assay: 1
 name: k
 limits: false
+doctor: false
 time_limit: 90
 cases:
   - {name: a, script: specs/limits, options: &fast {seconds: 0.05, gemm_size: 64, copy_bytes: 64KiB}}
@@ -32,6 +33,7 @@ SLOW = """
 assay: 1
 name: slow
 limits: false
+doctor: false
 cases:
   - {name: first, script: specs/limits, options: {seconds: 0.05, gemm_size: 64, copy_bytes: 64KiB}}
   - name: long
@@ -261,13 +263,14 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(tmp_
     disk.mkdir()
     suite = tmp_path / "s.yaml"
     suite.write_text(TINY)
-    # A file system of 200 KiB, seen by the run alone; then room is made and the same folder resumed.
+    # A file system of 20 MiB, seen by the run alone, which is full once the first case has passed.
     script = (
-        'mount -t tmpfs -o size=200k none "$1" || exit 99\n'
+        'mount -t tmpfs -o size=20m none "$1" || exit 99\n'
         'ASSAY="$2 -m assay"\n'
-        'head -c 150000 /dev/zero > "$1/filler"\n'
+        '(until [ -e "$1"/runs/*/cases/limits-2/attempt-1/status.json ]; do sleep 0.1; done\n'
+        ' cat /dev/zero > "$1/filler") 2> "$1.filler" &\n'
         '$ASSAY run "$3" --out "$1/runs"; echo "first: $?"\n'
-        'mount -o remount,size=20m "$1"\n'
+        'wait; rm "$1/filler"\n'
         '$ASSAY run --resume "$1"/runs/*; echo "second: $?"\n'
     )
     argv = ["unshare", "--mount", "--map-root-user", "sh", "-c", script, "sh", str(disk), sys.executable, str(suite)]

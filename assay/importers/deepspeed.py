@@ -78,7 +78,9 @@ def _row(where: str, table: _Table, line: str, given: Given) -> Row:
     size = _input_bytes(where, found, given.dtype)
     duration = number(where, "Duration", found["duration"]) * _SECONDS[unit]
     total = size * table.world if table.op == "all_gather" else size
-    row = Row(where, table.op, total, (duration,), "mean", "back_to_back", "on rank 0", table.world)
+    # The suite does not name the element type: tables of two widths are of two types.
+    origin = f"elements of {found['itemsize']} bytes"
+    row = Row(where, table.op, total, (duration,), "mean", "back_to_back", "on rank 0", table.world, origin=origin)
     rounding = half_digit(found["duration"]) * _SECONDS[unit]
     for name, printed, rate in (
         ("throughput", found["throughput"], lambda t: deepspeed_throughput(row.op, row.bytes, t, row.world) / 8),

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 from assay import clock, machine
 from assay.errors import BadInput, RunFailed
 from assay.importers import deepspeed, nccl_tests, osu
-from assay.importers.output import Given, Output, Row
+from assay.importers.output import MOST_RANKS, Given, Output, Row, numbered_lines
 from assay.record import Header, TagValue, encode_block, encode_header
 from assay.rundir import RunDir, Status, write_document
 from assay.scoring.imported import CALL_TIME, CHECK_ERRORS, SCRIPTS
+from assay.units import format_size
+
+MOST_BYTES = 256 * 2**20  # of a file; results are some KiB, but logs of many ranks can be long
 
 Parser = Callable[[str, str, Given], Output]
 PARSERS: dict[str, Parser] = {"nccl-tests": nccl_tests.parse, "osu": osu.parse, "deepspeed": deepspeed.parse}
@@ -22,6 +26,9 @@ _EXPECTED = {
     "osu": "the tables that an OSU micro-benchmark prints, with their title",
     "deepspeed": "the tables that DeepSpeed's communication suite prints, with their title",
 }
+
+# How the first line of a table begins. Seen further to the right it stands behind a mark that is not known.
+_TITLES = {"nccl-tests": "# nThread ", "osu": "# OSU ", "deepspeed": "---- Performance of "}
 
 
 def import_file(
@@ -42,22 +49,29 @@ def import_file(
     begun = clock.now()
     if tool not in PARSERS:
         raise BadInput(f"{tool}: is no tool whose outputs can be imported; give one of {', '.join(PARSERS)}")
-    if world is not None and world < 1:
-        raise BadInput(f"--world {world}: expected a number of ranks above 0")
+    if world is not None and not 1 <= world <= MOST_RANKS:
+        raise BadInput(f"--world: expected 1 to {MOST_RANKS} ranks; give the number of ranks that were measured")
+    for option, given in (("--op", op), ("--dtype", dtype), ("--backend", backend)):
+        if given is not None and not given.strip():
+            raise BadInput(f"{option}: is empty; give a name, or leave {option} out")
     if op is not None and tool != "nccl-tests":
         raise BadInput(f"--op {op}: only outputs of older nccl-tests need it; those of {tool} name the collective")
     content = _content(path)
-    output = PARSERS[tool](content.decode("utf-8-sig", "replace"), str(path), Given(world, op, dtype))
+    text = content.decode("utf-8-sig", "replace")
+    output = PARSERS[tool](text, str(path), Given(world, op, dtype))
     rows = [row for row in output.rows if row.counts]
     if not rows:
         more = f" ({len(output.rows)} rows of 0 bytes or no time)" if output.rows else ""
-        raise BadInput(f"{path}: holds no result{more}; expected {_EXPECTED[tool]}")
+        raise BadInput(_marked(tool, text, path) or f"{path}: holds no result{more}; expected {_EXPECTED[tool]}")
     for row in rows:
         if dtype and row.dtype and row.dtype != dtype:
             raise BadInput(f"{row.where}: the elements are {row.dtype}, --dtype says {dtype}; leave --dtype out")
-    if backend and output.backend and backend != output.backend and tool != "nccl-tests":
-        raise BadInput(f"{path}: was measured through {output.backend}, --backend says {backend}; leave --backend out")
-    known = backend or output.backend
+        # Forks of nccl-tests print its table for libraries of their own.
+        if backend and row.backend and backend != row.backend and tool != "nccl-tests":
+            raise BadInput(
+                f"{row.where}: was measured through {row.backend}, --backend says {backend}; leave --backend out"
+            )
+    _check_repeats(rows)
     source = {"tool": tool, "file": path.name, "sha256": hashlib.sha256(content).hexdigest()}
     most = max(row.world for row in rows)
     run = RunDir.create(out, _document(output, source, most))
@@ -66,7 +80,7 @@ def import_file(
         write_document(case.path / "case.json", _case(source, most))
         attempt = case.new_attempt()
         _write(attempt / f"imported{'.json' if content.lstrip()[:1] == b'{' else '.txt'}", content)
-        _write(attempt / "rank-00000.jsonl", _records(tool, output, rows, known, dtype).encode())
+        _write(attempt / "rank-00000.jsonl", _records(tool, output, rows, backend, dtype).encode())
         run.write_status(attempt, _status(rows, output, clock.now() - begun))
     finally:
         run.unlock()
@@ -75,11 +89,44 @@ def import_file(
 
 def _content(path: Path) -> bytes:
     try:
+        about = path.stat()
+        # Before it is opened: a pipe without a writer would wait for one, a device may have no end.
+        if not stat.S_ISREG(about.st_mode):
+            raise BadInput(f"{path}: is no regular file; write what the tool printed into one, and import that")
+        if about.st_size > MOST_BYTES:
+            raise BadInput(
+                f"{path}: is larger than {format_size(MOST_BYTES)}; import only the lines that the tool printed"
+            )
         return path.read_bytes()
     except OSError as error:
         raise BadInput(
             f"{path}: {(error.strerror or str(error)).lower()}; give a file that the tool printed"
         ) from error
+
+
+def _marked(tool: str, text: str, path: Path) -> str | None:
+    """The refusal of a file whose tables stand behind marks that nobody takes off; None where there are none."""
+    for where, line in numbered_lines(text, str(path)):
+        mark = line[: max(line.find(_TITLES[tool]), 0)]
+        if mark.strip():
+            return (
+                f"{where}: a table's title stands behind {mark[:80]!r}; take the marks before every line off the file"
+            )
+    return None
+
+
+def _check_repeats(rows: list[Row]) -> None:
+    """Raise BadInput, naming both lines, where one figure would be of two machines or libraries."""
+    seen: dict[tuple[object, ...], Row] = {}
+    for row in rows:
+        settings = tuple(sorted(row.settings.items()))
+        key = (row.op, row.bytes, row.world, row.dtype, row.backend, settings, row.statistic, row.timing)
+        first = seen.setdefault(key, row)
+        if first.origin and row.origin and first.origin != row.origin:
+            raise BadInput(
+                f"{row.where}: is of {row.origin}, the same measurement at {first.where} of {first.origin}; "
+                "put them into files of their own and import each"
+            )
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -137,7 +184,7 @@ def _records(tool: str, output: Output, rows: list[Row], backend: str | None, dt
         clock_id=machine.clock_id(),
         device=output.device or "unknown",
         device_name=output.device_name or "unknown",
-        backend=backend or "unknown",
+        backend=backend or ", ".join(sorted({row.backend for row in rows if row.backend})) or "unknown",
         script=SCRIPTS[tool],
         monotonic=clock.now(),
         wall=time.time(),
@@ -149,7 +196,7 @@ def _records(tool: str, output: Output, rows: list[Row], backend: str | None, dt
             "op": row.op,
             "bytes": row.bytes,
             "dtype": row.dtype or dtype,
-            "backend": backend,
+            "backend": backend or row.backend,
             "world": row.world,
             **row.settings,
             "tool": tool,

@@ -84,7 +84,11 @@ def parse(text: str, source: str, given: Given) -> Output:
     """Every result of the document. Raises BadInput, naming the key, for what cannot be read or does not agree."""
     document = _read(text, source)
     config = document.config
-    run = Run(op=op_of(document.args[0]) if document.args else None, local=config.nthreads * config.ngpus)
+    run = Run(
+        op=op_of(document.args[0]) if document.args else None,
+        local=config.nthreads * config.ngpus,
+        versions=versions_of(None, document.nccl_version),
+    )
     run.over = _OVER.get(_option(document.args, "-a", "--average") or "1", run.over)
     run.count(config.iterations, config.aggregated_iterations, config.graph)
     if config.blocking_collectives == "true":
@@ -99,11 +103,10 @@ def parse(text: str, source: str, given: Given) -> Output:
         rows += _rows(f"{source}: results[{index}]", run, result, config.iterations, given)
     return Output(
         rows,
-        backend="nccl",
         device="cuda",
         device_name=(min(run.devices) or None) if len(run.devices) == 1 else None,
         hosts=run.hosts or None,
-        versions=versions_of(None, document.nccl_version),
+        versions=run.versions,
         environment=dict(item.split("=", 1) for item in document.env if item and "=" in item),
         measured=document.start_time,
     )

@@ -19,6 +19,7 @@ class Run:
     """The head of one run. ranks: (group, rank) of every rank listed; processes: (group, host, process).
 
     local: ranks per process. calls: behind each mean. settings: what was set besides the usual. over: what the mean is of.
+    versions: of nccl-tests and NCCL.
     """
 
     op: str | None = None
@@ -29,6 +30,7 @@ class Run:
     calls: int | None = None
     settings: dict[str, str | int] = field(default_factory=dict)
     over: str = "mean over ranks unless -a says otherwise"
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def world(self) -> int | None:
@@ -47,6 +49,12 @@ class Run:
     def hosts(self) -> int:
         """Hosts of the ranks listed."""
         return len({host for _, host, _ in self.processes})
+
+    @property
+    def origin(self) -> str:
+        """Where it was measured and with what, in words."""
+        hosts = [f"{self.hosts} host{'' if self.hosts == 1 else 's'}"] if self.hosts else []
+        return ", ".join([*hosts, *sorted(filter(None, self.devices)), *(f"{n} {v}" for n, v in self.versions.items())])
 
     def count(self, iterations: int, aggregated: int, graphs: int) -> None:
         """Take how often a call was made: in groups of `aggregated`, in a graph launched `graphs` times (0: none)."""
@@ -110,6 +118,8 @@ def mean_row(where: str, run: Run, world: int, op: str, result: Result) -> Row:
         calls=run.calls,
         wrong=result.wrong,
         settings=settings,
+        backend="nccl",
+        origin=run.origin,
     )
     rounding = half_digit(result.time) * 1e-6
     check_rate(row, "algbw", result.algbw, 1e9, rounding, lambda t: algbw(row.bytes, t))

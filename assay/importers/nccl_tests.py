@@ -4,13 +4,13 @@ A row of the table holds both placements; its size is S of docs/metrics.md, its 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from assay.errors import BadInput
 from assay.importers import nccl_json
 from assay.importers.nccl_run import Result, Run, mean_row, op_of, versions_of
-from assay.importers.output import Given, Output, Row, agreed_world, number, numbered_lines, whole
+from assay.importers.output import Given, Output, Row, agreed_world, all_versions, number, numbered_lines, whole
 
 _VERSION = re.compile(r"# nccl-tests version (\S+)(?:.*\bnccl-library=(\d{1,9}))?.*")
 _START = re.compile(r"# Collective test starting: (\S+)\s*")
@@ -30,19 +30,18 @@ def parse(text: str, source: str, given: Given) -> Output:
         return nccl_json.parse(text, source, given)
     run, columns = Run(), list[str]()
     runs, rows = [run], list[Row]()
-    tests: str | None = None
-    library: str | None = None
+    versions: Mapping[str, str] = {}
     named: str | None = None
     for where, line in numbered_lines(text, source):
         if version := _VERSION.fullmatch(line):
-            tests, library = version[1], version[2]
+            versions = versions_of(version[1], int(version[2]) if version[2] else None)
         elif start := _START.fullmatch(line):
             named = op_of(start[1])
             if named is None:
                 raise BadInput(f"{where}: {start[1]!r} is no program of nccl-tests; import what one of those prints")
         elif head := _SETTINGS.fullmatch(line):
             # The collective stands in the line before, where it stands at all.
-            run, columns, named = _begin(head, named), [], None
+            run, columns, named = _begin(head, named, versions), [], None
             runs.append(run)
         elif line.startswith(_BLOCKING):
             timed = "barrier" in line and "no barrier" not in line and "excludes barrier" not in line
@@ -56,16 +55,15 @@ def parse(text: str, source: str, given: Given) -> Output:
     devices = set[str]().union(*(run.devices for run in runs))
     return Output(
         rows,
-        backend="nccl",
         device="cuda",
         device_name=devices.pop() or None if len(devices) == 1 else None,
         hosts=max(run.hosts for run in runs) or None,
-        versions=versions_of(tests, int(library) if library else None),
+        versions=all_versions(run.versions for run in runs),
     )
 
 
-def _begin(head: re.Match[str], op: str | None) -> Run:
-    run = Run(op=op, local=int(head[1]) * int(head[2]))
+def _begin(head: re.Match[str], op: str | None, versions: Mapping[str, str]) -> Run:
+    run = Run(op=op, local=int(head[1]) * int(head[2]), versions=versions)
     aggregated, graphs = (re.search(rf"\b{name}: (\d{{1,9}})", head[4]) for name in ("agg iters", "graph"))
     run.count(int(head[3]), int(aggregated[1]) if aggregated else 1, int(graphs[1]) if graphs else 0)
     return run

@@ -5,10 +5,20 @@ osu_bibw). No output tells the number of ranks.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from assay.errors import BadInput
-from assay.importers.output import Given, Output, Row, agreed_world, known_op, number, numbered_lines, whole
+from assay.importers.output import (
+    Given,
+    Output,
+    Row,
+    agreed_world,
+    all_versions,
+    known_op,
+    number,
+    numbered_lines,
+    whole,
+)
 
 # OSU's title → our name, and how often S holds the size that OSU prints: n where it is the part for one rank.
 _TESTS = {
@@ -27,7 +37,8 @@ _TESTS = {
 _TITLE = re.compile(r"\s*# OSU (\S+) (.+) v(\d\S*)\s*")
 _DTYPE = re.compile(r"\s*# Datatype: (\w+)\.?\s*")
 _DTYPES = {"MPI_CHAR": "char", "MPI_INT": "int32", "MPI_FLOAT": "float32"}
-_DEVICES = {"CUDA": "cuda", "ROCM": "rocm", "OPENACC": "openacc"}
+# The point-to-point tests of a build for devices tell where both buffers are: host, device, or managed (M, MD, MH).
+_BUFFERS = re.compile(r"\s*# Send Buffer on \w+ \((\w+)\) and Receive Buffer on \w+ \((\w+)\)\s*")
 _COLUMN = re.compile(
     r"Size|(?:(?:Avg|Min|Max) )?Latency ?\(us\)|Bandwidth ?\(MB/s\)|Iterations|Validation"
     r"|P\d+ Tail (?:Lat ?\(us\)|BW ?\(MB/s\))"
@@ -38,43 +49,61 @@ _FULL = ["Size", "Avg Latency(us)", "Min Latency(us)", "Max Latency(us)", "Itera
 
 @dataclass
 class _Table:
-    """The test whose lines are being read."""
+    """The test whose lines are being read. device: whose memory takes part. buffers: where they are, if it says so."""
 
     title: str
     op: str
     per_rank: bool
     world: int
-    columns: list[str]
+    backend: str
+    device: str | None
+    version: str
+    buffers: str | None = None
+    dtype: str | None = None
+    columns: list[str] = field(default_factory=list)
+
+    def take_buffers(self, send: str, receive: str) -> None:
+        """Take where the test says that its buffers are, in its letters."""
+        device = self.device or "device"
+        words = {"H": "host", "D": device}
+        places = [words.get(letters, f"{device} managed ({letters})") for letters in (send, receive)]
+        self.buffers = " to ".join(dict.fromkeys(places))
+        if self.buffers == "host":
+            self.device = None
 
 
 def parse(text: str, source: str, given: Given) -> Output:
     """Every row of every table. Raises BadInput, with file and line, for what cannot be read or is not known."""
     table: _Table | None = None
+    tables: list[_Table] = []
     rows: list[Row] = []
-    dtype = backend = device = version = None
     for where, line in numbered_lines(text, source):
         if title := _TITLE.fullmatch(line):
-            library, _, kind = title[1].partition("-")
-            backend, device, version = library.lower(), _DEVICES.get(kind), title[3]
-            table, dtype = _begin(where, title[2], given), None
-        elif named := _DTYPE.fullmatch(line):
-            dtype = _DTYPES.get(named[1], named[1])
+            table = _begin(where, title, given)
+            tables.append(table)
+        elif table and (named := _DTYPE.fullmatch(line)):
+            table.dtype = _DTYPES.get(named[1], named[1])
+        elif table and (buffers := _BUFFERS.fullmatch(line)):
+            table.take_buffers(buffers[1], buffers[2])
         elif table and line.lstrip().startswith("# Size"):
             table.columns = _columns(where, line)
         elif table and table.columns and line.split()[:1] and line.split()[0].isdigit():
-            rows += _rows(where, table, line.split(), dtype)
-    versions = {"osu-micro-benchmarks": version} if version else {}
-    return Output(rows, backend=backend, device=device, versions=versions)
+            rows += _rows(where, table, line.split())
+    devices = {table.device for table in tables}
+    versions = all_versions({"osu-micro-benchmarks": table.version} for table in tables)
+    return Output(rows, device=devices.pop() if len(devices) == 1 else None, versions=versions)
 
 
-def _begin(where: str, title: str, given: Given) -> _Table:
+def _begin(where: str, head: re.Match[str], given: Given) -> _Table:
+    library, _, device = head[1].lower().partition("-")
+    title = head[2]
     if title not in _TESTS:
         raise BadInput(f"{where}: OSU's {title!r} cannot be imported; these can: {', '.join(_TESTS)}")
     op, per_rank = _TESTS[title]
     # The point-to-point tests run on two ranks, and refuse any other number.
     pair = 2 if op.startswith("pt2pt") else None
     world = agreed_world(where, None, given.world or pair)
-    return _Table(title, known_op(where, op), per_rank, world, [])
+    return _Table(title, known_op(where, op), per_rank, world, library, device or None, head[3])
 
 
 def _columns(where: str, line: str) -> list[str]:
@@ -84,7 +113,7 @@ def _columns(where: str, line: str) -> list[str]:
     return [name.replace(" (", "(") for name in _COLUMN.findall(line)]
 
 
-def _rows(where: str, table: _Table, cells: list[str], dtype: str | None) -> list[Row]:
+def _rows(where: str, table: _Table, cells: list[str]) -> list[Row]:
     columns = table.columns
     # OSU 7.3 prints the statistics of -f below a head that names the average alone.
     if columns == _FULL[:2] and len(cells) == len(_FULL):
@@ -98,12 +127,27 @@ def _rows(where: str, table: _Table, cells: list[str], dtype: str | None) -> lis
     calls = whole(where, "Iterations", named["Iterations"]) if "Iterations" in named else None
     # How many elements were wrong is not printed: 1 stands for at least one.
     wrong = {"Pass": 0, "Fail": 1}.get(named.get("Validation", ""))
+    buffers = table.buffers or table.device
 
     def row(seconds: float, statistic: str, timing: str, wrong: int | None = None) -> Row:
         total = size * table.world if table.per_rank else size
         over = "mean over ranks" if timing == "call_by_call" else "between two ranks"
-        found = (where, table.op, total, (seconds,), statistic, timing, over, table.world)
-        return Row(*found, dtype=dtype, calls=calls, wrong=wrong)
+        return Row(
+            where,
+            table.op,
+            total,
+            (seconds,),
+            statistic,
+            timing,
+            over,
+            table.world,
+            dtype=table.dtype,
+            calls=calls,
+            wrong=wrong,
+            settings={"buffers": buffers} if buffers else {},
+            backend=table.backend,
+            origin=f"OSU's suite {table.version}",
+        )
 
     if "Bandwidth(MB/s)" in named:
         rate = number(where, "Bandwidth", named["Bandwidth(MB/s)"]) * 1e6

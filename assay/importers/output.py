@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 
@@ -10,8 +10,11 @@ from assay.bandwidth import COLLECTIVES
 from assay.errors import BadInput
 from assay.units import format_si, format_size
 
-# mpirun's --tag-output, srun's --label, and pdsh put the origin of a line before it.
-_ORIGIN = re.compile(r"\[\d+,\d+\]<std(?:out|err)>:|\s*[\w.-]+:(?:\s|$)")
+MOST_RANKS = 2**31 - 1  # MPI counts ranks in an int
+
+# Launchers put the origin of a line before it. Open MPI ends it with the stream's name, whatever stands before that
+# (job, rank, host, process, time of day); srun and pdsh write `0: ` and `host: `, Hydra and torchrun `[0] ` and `[0]:`.
+_ORIGIN = re.compile(r"[^<>]{0,300}<std(?:out|err|diag)>:\x20?|\s*[\w.-]+:(?:\s|$)|\s*\[[^][]{1,100}\](?::\s?|\s|$)")
 _SLACK = 1e-6  # relative; binary fractions of what was printed in decimals
 
 
@@ -32,7 +35,8 @@ class Row:
     statistic: mean, min, max, p50 …, sample (every call), fastest_rank, slowest_rank (a rank's mean).
     timing: back_to_back, waited_for (one by one), call_by_call (after a barrier), device_events, ping_pong (half a
     round trip). over: what was done over ranks. calls: behind the statistic. wrong: elements that the tool's own check
-    found wrong. where: file and line.
+    found wrong. backend: the library that moved the bytes. origin: what else the file tells of where the row comes from,
+    for people; rows of two origins are no repeats of one measurement. where: file and line.
     """
 
     where: str
@@ -47,6 +51,8 @@ class Row:
     calls: int | None = None
     wrong: int | None = None
     settings: Mapping[str, str | int] = field(default_factory=dict)
+    backend: str | None = None
+    origin: str = ""
 
     @property
     def counts(self) -> bool:
@@ -58,11 +64,11 @@ class Row:
 class Output:
     """One file of a tool. Whatever it does not tell is None or empty; device is torch's type of device.
 
+    device, device_name: None also where its tables differ in it. versions: several of one name stand in one string.
     environment: the variables that the measuring process had. measured: when it began, as the tool wrote it.
     """
 
     rows: list[Row]
-    backend: str | None = None
     device: str | None = None
     device_name: str | None = None
     hosts: int | None = None
@@ -76,6 +82,15 @@ def numbered_lines(text: str, source: str) -> Iterator[tuple[str, str]]:
     for number, line in enumerate(text.splitlines(), 1):
         origin = _ORIGIN.match(line)
         yield f"{source}:{number}", line[origin.end() :] if origin else line
+
+
+def all_versions(told: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """The versions that the tables of a file tell, by name; where they differ, all of them: `2.18.3, 2.28.7`."""
+    found: dict[str, list[str]] = {}
+    for name, version in (item for versions in told for item in versions.items()):
+        if version not in found.setdefault(name, []):
+            found[name].append(version)
+    return {name: ", ".join(versions) for name, versions in found.items()}
 
 
 def number(where: str, name: str, text: str) -> float:
@@ -119,8 +134,8 @@ def agreed_world(where: str, told: int | None, given: int | None) -> int:
     world = told if told is not None else given
     if world is None:
         raise BadInput(f"{where}: the file does not tell the number of ranks; give it with --world")
-    if world < 1:
-        raise BadInput(f"{where}: expected 1 rank or more, got {world}")
+    if not 1 <= world <= MOST_RANKS:
+        raise BadInput(f"{where}: expected 1 to {MOST_RANKS} ranks, got {world}")
     return world
 
 

@@ -23,7 +23,7 @@ import psutil
 from assay import machine
 from assay.beacon import FOLDER_VARIABLE, Diagnosis, Reading, diagnose, memory_folder, process_states, read_beacons
 from assay.errors import SENTENCE_MARK, BadInput, RunFailed
-from assay.hang_watch import collect_stacks
+from assay.hang_watch import collect_stacks, sweep
 from assay.launchers.lifeline import adopt_orphans, end_descendants
 from assay.options.base import ScriptOptions, command_line
 from assay.scripts import script_path
@@ -130,6 +130,7 @@ def run(command: Command, attempt: Path, limit: float, keep_fd: int | None, on_l
 
 
 def _beacon_folder() -> Path:
+    sweep(memory_folder())
     try:
         return Path(tempfile.mkdtemp(prefix="assay-", dir=memory_folder()))
     except OSError as error:
