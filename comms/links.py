@@ -25,7 +25,7 @@ from assay.collectives.operations import OPERATIONS
 from assay.collectives.pattern import EVALUATIONS, fill
 from assay.collectives.refusals import refuse_beyond_memory
 from assay.collectives.setting import Buffers, Setting, allocate
-from assay.errors import RunFailed
+from assay.errors import BadInput, RunFailed
 from assay.hang_watch import beacon_of
 from assay.links.bisection import ALONE_PAIRS, ALONE_PASSES, PASSES
 from assay.links.exclusion import clear, exclude, scheduler_name
@@ -160,11 +160,6 @@ class Part:
         self.here.world.barrier()
         self.beacon.cell[0] = 2
 
-    def record_checks(self) -> None:
-        """Record the checks that found nothing wrong, all in one; those that did were recorded with their pair."""
-        for (phase, size), count in self.right.items():
-            self.here.recorder.block("check_errors", "1", [0] * count, {"bytes": size, "phase": phase, **self.common})
-
     def tags(self, turn: Turn, pair: Pair) -> dict[str, TagValue]:
         """What tells a record of this pair from others."""
         hosts = self.here.world.hosts
@@ -182,9 +177,15 @@ class Part:
             **self.common,
         }
 
-    def everyones(self) -> dict[Key, float]:
-        """The median times of all pairs, on every rank, since this was last asked."""
+    def end_phase(self) -> dict[Key, float]:
+        """The median times of all pairs in this phase, on every rank. Records the checks that found nothing wrong.
+
+        Each phase its own, so that its data are known to have been right if the run is killed in a later one.
+        """
+        for (phase, size), count in self.right.items():
+            self.here.recorder.block("check_errors", "1", [0] * count, {"bytes": size, "phase": phase, **self.common})
         mine, found = condensed(self.timed), dict[Key, float]()
+        self.right.clear()
         self.timed.clear()
         for theirs in self.here.world.gather(mine):
             assert isinstance(theirs, dict)
@@ -236,20 +237,24 @@ def bisect(options: LinksOptions, part: Part, groups: Sequence[Sequence[int]]) -
 
 
 def links(options: LinksOptions, here: Session, transport: Transport, beacon: Beacon) -> None:
-    """Measure all pairs, confirm suspects, cut the world in halves; rank 0 prints. Raises RunFailed on wrong data."""
+    """Measure all pairs, confirm suspects, cut the world in halves; rank 0 prints. Raises BadInput before it measures.
+
+    Raises RunFailed when all is told: on wrong data, or if the hosts to exclude cannot be written.
+    """
     world, first, limits = here.world, here.world.is_first, Limits(options.threshold, options.latency_factor)
     groups = lanes(world.hosts, options.between, options.per_host)
     refuse_beyond_memory(here, 2 * max(options.sizes), f"--sizes: a pair of {format_size(max(options.sizes))}")
     hosts, names = dict(enumerate(world.hosts)), [str(name) for name in world.gather(scheduler_name())]
     part, begun = Part(options, here, transport, beacon), now()
     listed = options.exclude_file or (options.out / "exclude.txt" if options.out else None)
-    if first and listed:
-        clear(listed)
+    # All ranks hear of a refusal, or those that measure on would fail for want of rank 0.
+    (refusal, *_) = world.gather(clear(listed) if first and listed else "")
+    if refusal:
+        raise BadInput(str(refusal))
     if first:
-        over = f"{transport.name}; {here.device.name}"
-        print(heading(options, groups, len(set(world.hosts)), over), flush=True)
+        print(heading(options, groups, len(set(world.hosts)), f"{transport.name}; {here.device.name}"), flush=True)
     measure_pairs(options, part, groups)
-    times = part.everyones()
+    times = part.end_phase()
     measured = matrices(groups, hosts, times)
     # Rank 0 decides for all: floating point may differ in its last digit between hosts, and ranks would part ways.
     (again, *_) = world.gather(suspects(measured, limits)[1][:MOST_SUSPECTS] if first else None)
@@ -259,23 +264,26 @@ def links(options: LinksOptions, here: Session, transport: Transport, beacon: Be
     comparable = [one for one in again if one.controls]
     if comparable:
         confirm(part, comparable)
-        times |= part.everyones()
+        times |= part.end_phase()
     if options.bisection:
         bisect(options, part, groups)
-        times |= part.everyones()
+        times |= part.end_phase()
     beacon.phase("", 0, "the end")
-    part.record_checks()
     wrong = sum(int(str(count)) for count in world.gather(part.wrong))
     if first:
         for crossed in crossings(groups, hosts, times):
             print(f"# bisection {bisection_sentence(*crossed)}")
         found = verdict(measured, limits, times)
         print("\n".join(f"# {sentence}." for sentence in sentences(found)))
-        print(f"# {exclude(listed, list(dict.fromkeys(names[rank] for rank in found.slow_ranks)))}")
         kept = f"raw samples in {options.out}" if options.out else "no raw samples kept; give --out DIR to keep them"
         print(f"# {format_duration(now() - begun)}; {kept}")
-        if wrong:
-            raise RunFailed(f"{wrong} elements were wrong after their transfer; trust no figure of this run")
+        failed = [f"{wrong} elements were wrong after their transfer; trust no figure of this run"] if wrong else []
+        try:
+            print(f"# {exclude(listed, list(dict.fromkeys(names[rank] for rank in found.slow_ranks)))}")
+        except RunFailed as error:
+            failed.append(str(error))
+        if failed:
+            raise RunFailed("; ".join(failed))
 
 
 def tell_progress(here: Session, done: int, total: int, what: str) -> None:

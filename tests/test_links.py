@@ -1,8 +1,7 @@
 """Links: the tournament, and who is named in made-up times."""
 
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -12,14 +11,15 @@ from numpy.typing import NDArray
 
 from assay.errors import BadInput
 from assay.links.bisection import Crossing, crossing, slower_half
-from assay.links.exclusion import clear, exclude, exclusion
 from assay.links.faults import CONFIRM_PASSES, CONFIRM_TRANSFERS
 from assay.links.matrix import BOTH_WAYS, ONE_WAY
 from assay.links.rounds import Pair, cuts, lanes, rounds
-from assay.links.survey import CONFIRM, MATRIX, Limits, condensed, matrices, suspects, verdict
+from assay.links.survey import CONFIRM, MATRIX, Limits, Survey, condensed, matrices, suspects, verdict
 from assay.links.verdict import Verdict, sentences
 from assay.options.base import validate
 from assay.options.links import LinksOptions
+from assay.report.links import links_chapter
+from assay.scoring.links import doubts
 
 LIMITS = Limits(0.7, 3.0)
 SIZE = 1 << 20
@@ -89,14 +89,19 @@ def drawn(
 ) -> Verdict:
     """The verdict on pairs whose true speeds (relative to 1 GB/s) are `speeds`, measured as comms/links.py does."""
     random = np.random.default_rng(seed)
-    everyone = range(len(hosts))
 
-    def times(pair: Pair, size: int, ways: str) -> list[float]:
+    def times(phase: str, pair: Pair, size: int, ways: str) -> list[float]:
         speed = min(speeds[pair], speeds[pair[::-1]]) if ways == BOTH_WAYS else speeds[pair]
         return [size / 1e9 / speed * float(factor) for factor in random.lognormal(0, noise, 6)]
 
+    return decided(times, hosts, sizes)
+
+
+def decided(times: Callable[[str, Pair, int, str], list[float]], hosts: Sequence[str], sizes: Sequence[int]) -> Verdict:
+    """The verdict on the times that a phase, pair, size and way have."""
+    everyone = range(len(hosts))
     samples = {
-        (MATRIX, size, ways, -1, number, pair): times(pair, size, ways)
+        (MATRIX, size, ways, -1, number, pair): times(MATRIX, pair, size, ways)
         for size in sizes
         for ways in (ONE_WAY, BOTH_WAYS)
         for number in range(3)
@@ -109,7 +114,7 @@ def drawn(
         for one in again:
             for pair in (*one.edges, *one.controls):
                 key = (CONFIRM, one.bytes, one.ways, -1, number, pair)
-                samples[key] = times(pair, one.bytes, one.ways)[:CONFIRM_TRANSFERS]
+                samples[key] = times(CONFIRM, pair, one.bytes, one.ways)[:CONFIRM_TRANSFERS]
     return verdict(measured, LIMITS, condensed(samples))
 
 
@@ -168,7 +173,7 @@ def test_a_slow_link_is_named_and_not_its_ends(count: int, seed: int, slowness: 
 @given(count=st.integers(2, 12), seed=st.integers(0, 2**32), noise=st.floats(0, 0.3))
 def test_noise_names_nobody(count: int, seed: int, noise: float) -> None:
     found = drawn(np.ones((count, count)), distinct(count), noise, seed, sizes=(8, SIZE))
-    assert named(found) == set()
+    assert (named(found), found.split) == (set(), [])
     first = "there is one pair only" if count == 2 else "no rank and no link is "
     assert sentences(found)[0].startswith(first)
 
@@ -201,6 +206,33 @@ def test_an_uneven_network_blames_no_link() -> None:
     found = drawn(np.where(racks[:, None] == racks, 1.0, 0.4), distinct(8), 0.02, 1)
     assert named(found) == set()
     assert "too many to be single links: the network is uneven or busy" in " ".join(sentences(found))
+
+
+@pytest.mark.parametrize(("count", "slow"), [(4, 2), (5, 3), (6, 3), (12, 6)])
+def test_where_half_of_the_ends_are_slow_nobody_is_called_well(count: int, slow: int) -> None:
+    speeds = np.ones((count, count))
+    speeds[-slow:] = speeds[:, -slow:] = 0.2
+    found = drawn(speeds, distinct(count), 0.05, 1)
+    told = sentences(found)
+    assert told[0] == f"no rank and no link is named among {count}"
+    assert told[1].startswith("the usual pair carries 1MiB at 0.")
+    assert "of the fastest pairs' rate: pairs fall into two groups, and neither can be called usual" in told[1]
+    surveyed = Survey((), found)
+    assert [kind for kind, _, _ in doubts(surveyed)] == ["no_usual_pair"]
+    ((row,),) = [table.rows for part in links_chapter([("case", surveyed)]).parts for table in part.tables]
+    assert [row[0].text, row[1].text, row[-1].text] == ["the usual pair", "1 MiB", "no"]
+
+
+@pytest.mark.parametrize("fault", [{2}, {2, 4}])
+def test_a_fault_both_ways_is_named_though_another_size_looked_slow_for_a_while(fault: set[int]) -> None:
+    def times(phase: str, pair: Pair, size: int, ways: str) -> list[float]:
+        faulty = size == SIZE and ways == BOTH_WAYS and fault <= set(pair)
+        disturbed = size == 8 and ways == ONE_WAY and pair[0] == 2 and phase == MATRIX
+        return [size / 1e9 / (0.3 if faulty else 0.1 if disturbed else 1)] * 6
+
+    found = decided(times, distinct(6), (8, SIZE))
+    assert named(found) == {tuple(fault)}
+    assert "1MiB both ways at once at 0.3" in sentences(found)[0]
 
 
 def test_latency_is_judged_by_its_own_factor() -> None:
@@ -244,20 +276,3 @@ def test_the_slower_half_is_known_where_the_directions_differ() -> None:
     assert slower_half(back, there) is there
     assert slower_half(back, back) is None
     assert crossing(0, halves, pairs, 1000, {(0, (0, 2)): 1.0}, {}) is None, "a sum needs all its pairs"
-
-
-def test_the_exclude_list_is_what_sbatch_takes() -> None:
-    assert exclusion(["node3", "node7"]) == "node3,node7\n"
-    assert exclusion([]) == ""
-
-
-def test_the_list_of_an_earlier_run_does_not_survive(tmp_path: Path) -> None:
-    path = tmp_path / "exclude.txt"
-    path.write_text("node9\n")
-    clear(path)
-    assert not path.exists()
-    assert exclude(path, []) == f"to exclude: nobody; {path} is empty"
-    assert exclude(None, ["node3"]).startswith("to exclude: node3; --exclude-file FILE")
-    nowhere = tmp_path / "nowhere" / "exclude.txt"
-    with pytest.raises(BadInput, match="cannot be written \\(no such file or directory\\); give another"):
-        clear(nowhere)

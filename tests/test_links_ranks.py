@@ -1,14 +1,21 @@
-"""Links on real ranks, and on real hosts of which one is slowed down."""
+"""Links on real ranks, and on real hosts of which one is slowed down; the list of hosts to exclude."""
 
+import os
 import re
 import subprocess
+from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from assay.errors import RunFailed
+from assay.links.exclusion import clear, exclude, exclusion
 from assay.links.matrix import BOTH_WAYS, ONE_WAY
-from assay.links.survey import MATRIX, Survey
+from assay.links.survey import BISECTION, MATRIX, Survey
 from assay.links.verdict import Verdict, sentences
+from assay.record import Block, RankFile
 from assay.report.heatmap import HeatMap
 from assay.report.links import links_chapter
 from assay.scoring.links import derive, doubts, survey
@@ -47,6 +54,18 @@ def test_four_healthy_ranks(tmp_path: Path) -> None:
     blocks = [block for file in files for block in file.blocks]
     checks = [block for block in blocks if block.metric == "check_errors"]
     assert sum(len(block.samples) for block in checks if block.tags["phase"] == MATRIX) == 2 * 2 * 3 * 4 * 2
+    # Killed in the bisection, what came before would be known to be right, and the rest to be unchecked.
+    before = [
+        replace(file, blocks=list(takewhile(lambda block: block.tags.get("phase") != BISECTION, file.blocks)))
+        for file in files
+    ]
+    assert [(f.value, f.reason) for f in derive(before, {}, [])[0] if f.metric == "check_errors"] == [(0, None)] * 2
+    unchecked = [
+        replace(file, blocks=[b for b in file.blocks if b.metric != "check_errors" or b.tags["phase"] != BISECTION])
+        for file in files
+    ]
+    checked = [(f.value, f.reason) for f in derive(unchecked, {}, [])[0] if f.metric == "check_errors"]
+    assert checked == [(0, None), (None, "4 of 4 ranks recorded no check of phase bisection")]
     # What was said about the size of the records holds.
     (most,) = re.findall(r"each rank logs ([\d.]+) MB at most", done.stdout)
     assert max(path.stat().st_size for path in out.glob("rank-*.jsonl")) < float(most) * 1e6
@@ -57,6 +76,22 @@ def test_four_healthy_ranks(tmp_path: Path) -> None:
     assert doubts(found) == []
     chapter = links_chapter([("case", found)])
     assert [type(chart) for chart in chapter.parts[0].charts] == [HeatMap] * 4
+
+
+def test_lanes_are_told_apart_in_records() -> None:
+    pairs = [(a, b) for lane in ((0, 3, 5), (1, 2, 4)) for a in lane for b in lane if a != b]
+    blocks = [
+        Block(
+            "pair_time",
+            "s",
+            np.array([1.0]),
+            {"from": a, "to": b, "bytes": 8, "ways": "one", "phase": MATRIX, "pass": 0},
+        )
+        for a, b in reversed(pairs)
+    ]
+    found = survey([RankFile(Path("rank-00000.jsonl"), None, blocks, [], False)], {})
+    assert found is not None
+    assert [measured.ranks for measured in found.matrices] == [(0, 3, 5), (1, 2, 4)]
 
 
 SPOIL = f"""
@@ -96,6 +131,45 @@ def test_over_mpi_a_rank_that_spoils_what_it_sends_is_told(tmp_path: Path) -> No
     assert {f.tags["backend"] for f in figures} == {"mpi4py"}
     assert [f.value for f in figures if f.metric == "check_errors"] == [2, 2]
     assert sum(f.metric == "pair_rate" for f in figures) == 3
+
+
+# --- The list of hosts to exclude
+
+
+def test_the_exclude_list_is_what_sbatch_takes() -> None:
+    assert exclusion(["node3", "node7"]) == "node3,node7\n"
+    assert exclusion([]) == ""
+
+
+def test_the_list_of_an_earlier_run_does_not_survive(tmp_path: Path) -> None:
+    path = tmp_path / "exclude.txt"
+    path.write_text("node9\n")
+    assert clear(path) == ""
+    assert not path.exists()
+    assert exclude(path, []) == f"to exclude: nobody; {path} is empty"
+    assert exclude(None, ["node3"]).startswith("to exclude: node3; --exclude-file FILE")
+    nowhere = tmp_path / "nowhere" / "exclude.txt"
+    assert clear(nowhere) == f"--exclude-file {nowhere}: cannot be written (no such file or directory); give another"
+    with pytest.raises(RunFailed, match=r"cannot be written \(.*\); to exclude: node3,node7; all else was measured"):
+        exclude(nowhere, ["node3", "node7"])
+
+
+def test_what_is_no_regular_file_is_neither_opened_nor_removed(tmp_path: Path) -> None:
+    places = [tmp_path / name for name in ("pipe", "link", "folder")]
+    os.mkfifo(places[0])
+    places[1].symlink_to("/dev/null")
+    places[2].mkdir()
+    for place in places:
+        assert clear(place).startswith(f"--exclude-file {place}: is no regular file")
+    assert sorted(tmp_path.iterdir()) == sorted(places)
+
+
+def test_a_list_that_cannot_be_written_is_said_once_and_before_anything_is_measured(tmp_path: Path) -> None:
+    done = torchrun(3, "comms/links.py", *QUICK, "--exclude-file", tmp_path / "nowhere" / "x")
+    told = [line for line in done.stderr.splitlines() if line.startswith("assay: error: ")]
+    assert (done.returncode != 0, len(told), done.stdout) == (True, 1, "")
+    assert "cannot be written (no such file or directory); give another" in told[0]
+    assert "Connection closed" not in done.stderr
 
 
 # --- Real hosts: network namespaces, one of them behind a token bucket

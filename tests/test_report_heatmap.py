@@ -1,4 +1,4 @@
-"""The heat map of links: every pair told, the slow one shown."""
+"""The heat map of links, and its printed form: every pair told, the slow one shown."""
 
 from collections.abc import Collection, Sequence
 from xml.etree import ElementTree
@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from assay.links.matrix import BOTH_WAYS, Matrix, square
 from assay.links.rounds import Pair
+from assay.links.tables import MOST_COLUMNS, SLOWEST, matrix_lines
 from assay.report.heatmap import MOST_CELLS, HeatMap
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -64,3 +66,11 @@ def test_a_heat_map_of_nothing_is_drawn(count: int) -> None:
     unknown = np.full((count, count), np.nan)
     root = ElementTree.fromstring(str(HeatMap("", ends, ends, unknown, unknown, "s").draw("c1")))  # noqa: S314 - our text
     assert root.findtext(f"{SVG}desc") == "no pair was measured"
+
+
+def test_of_a_large_matrix_each_slow_pair_is_printed_once() -> None:
+    ends = range(MOST_COLUMNS + 1)
+    times = square(ends, BOTH_WAYS, {(a, b): 1 + a + b / 100 for a in ends for b in ends if a < b})
+    (told,) = matrix_lines(Matrix(tuple(ends), tuple(map(str, ends)), 1 << 20, BOTH_WAYS, times, times))
+    shown = [pair.split()[0] for pair in told.partition("slowest pairs: ")[2].split(", ")]
+    assert shown == ["11→12", "10→12", "10→11", "9→12", "9→11"][:SLOWEST]

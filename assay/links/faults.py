@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from assay.estimates import Estimate, compare_pairs
-from assay.links.matrix import BOTH_WAYS, LATENCY_BYTES, Array, Matrix, high_median, relative_speed
+from assay.links.matrix import BOTH_WAYS, Array, Mask, Matrix, high_median, relative_speed
 from assay.links.rounds import Pair
 
 MOST = 0.75  # share of an end's pairs that must be slow for the end to be the reason
+FAST = 0.1  # share of pairs far above the usual that puts it in question; of 5 ends, 2 healthy ones have as many
 PARTNERS = 3  # pairs of a suspect that are measured again, and pairs that they are held against
 MOST_SUSPECTS = 24  # measured again, the slowest first: each takes a while, and all others wait
 CONFIRM_PASSES = 15  # with 6 suspects the interval leaves out two passes at either end, with 50 one
@@ -23,7 +23,6 @@ CONFIRM_TRANSFERS = 3  # of each pair in a pass
 
 SENDS, RECEIVES, EXCHANGES = "sends", "receives", "exchanges"
 
-Mask = NDArray[np.bool_]
 T = TypeVar("T")
 
 
@@ -31,6 +30,7 @@ T = TypeVar("T")
 class Suspect:
     """A rank or a link that looks slow. ranks: (rank,), or (from, to) of a link. hosts: of these.
 
+    Without ranks it is the usual pair that looks slow, beside the fastest: those are its controls then.
     does: sends, receives or exchanges, which is what is slow. ratio: its speed over the usual, in the matrix. edges:
     pairs to be measured again, alone; controls: healthy pairs that they are held against, empty if there are none.
     """
@@ -77,11 +77,6 @@ class Finding:
         return "it was not measured again" if self.suspect.controls else "no healthy pair is left to compare it with"
 
 
-def limit_of(size: int, threshold: float, latency_factor: float) -> float:
-    """The relative speed below which a pair is slow at this size."""
-    return 1 / latency_factor if size <= LATENCY_BYTES else threshold
-
-
 @dataclass(frozen=True)
 class _End:
     """An end (by index) that explains slow pairs: what it does slowly, whether across hosts or within, how slowly."""
@@ -98,6 +93,9 @@ def suspicion(measured: Matrix, limit: float) -> Suspicion:
     A rank is taken if `MOST` of its pairs that no other rank explains are slow, two at least. What then is still slower
     than `limit` of what the ranks taken explain is a link, unless there are more of these than ends: then the network
     is uneven by itself (several switches, several kinds of links), and none is blamed.
+
+    Where half of the ends are slow, so are most pairs, and slow is usual: then the pairs of the others with each other
+    stand out, as far above the usual as a slow pair lies below it, and the usual is suspect.
     """
     relative = relative_speed(measured, measured.best)
     across = _across(measured)
@@ -112,9 +110,7 @@ def suspicion(measured: Matrix, limit: float) -> Suspicion:
             touched[:, end.index] = True
         touched &= across == end.across
         explained = np.where(touched, np.minimum(explained, end.ratio), explained)
-    left = relative < limit * explained
-    if measured.ways == BOTH_WAYS:
-        left &= np.triu(np.ones(left.shape, dtype=bool))
+    left = measured.pairs & (relative < limit * explained)
     links = [(int(i), int(j)) for i, j in np.argwhere(left)]
     uneven = len(links) if len(links) > len(measured.ranks) else 0
     healthy = np.isfinite(relative) & (relative >= limit)
@@ -125,7 +121,21 @@ def suspicion(measured: Matrix, limit: float) -> Suspicion:
         if uneven
         else [_link(measured, pair, relative, explained, well & (across == across[pair])) for pair in links]
     )
+    suspected += [usual for kind in (across, ~across) if (usual := _usual(measured, relative, kind, limit))]
     return Suspicion(tuple(sorted(suspected, key=lambda suspect: suspect.ratio)), uneven)
+
+
+def _usual(measured: Matrix, relative: Array, kind: Mask, limit: float) -> Suspect | None:
+    # Of pairs between hosts, or of pairs within one: None if few are far above it.
+    pairs = measured.pairs & kind
+    fast = pairs & (relative > 1 / limit)
+    if not fast.any() or fast.sum() < FAST * pairs.sum():
+        return None
+    edges, controls = (
+        [(int(i), int(j)) for i, j in np.argwhere(chosen)] for chosen in (pairs & (relative >= limit) & ~fast, fast)
+    )
+    does = EXCHANGES if measured.ways == BOTH_WAYS else SENDS
+    return _suspect(measured, (), does, 1 / high_median(relative[fast]), _some(edges), controls)
 
 
 def _across(measured: Matrix) -> Mask:
@@ -205,17 +215,15 @@ def _some(items: Sequence[T]) -> list[T]:
 def worst(suspicions: Iterable[Suspicion]) -> list[Suspect]:
     """Suspects of all matrices: each rank or link once for what it does at a size; ranks first, the slowest first.
 
-    What is slow one way is slow both ways at once too: the latter is asked only of those not suspected already.
+    What is slow one way is slow both ways at once too, at the same size: there the latter is asked only of ranks, and of
+    links between ranks, that are not suspected already.
     """
     everyone = [suspect for one in suspicions for suspect in one.suspects]
-    alone = {suspect.ranks for suspect in everyone if suspect.ways != BOTH_WAYS}
-    alone |= {ranks[::-1] for ranks in alone}
-    within = {ranks for suspect in everyone if not suspect.is_link for ranks in suspect.ranks}
+    alone = {(frozenset(suspect.ranks), suspect.bytes) for suspect in everyone if suspect.ways != BOTH_WAYS}
     chosen: dict[object, Suspect] = {}
     for suspect in sorted(everyone, key=lambda suspect: (suspect.is_link, suspect.ratio)):
-        if suspect.ways == BOTH_WAYS and suspect.ranks in alone:
-            continue
-        if suspect.is_link and suspect.ways == BOTH_WAYS and within & set(suspect.ranks):
+        known = [frozenset(suspect.ranks), *(frozenset([rank]) for rank in suspect.ranks)]
+        if suspect.ways == BOTH_WAYS and any((ranks, suspect.bytes) in alone for ranks in known):
             continue
         chosen.setdefault((suspect.ranks, suspect.does, suspect.bytes), suspect)
     return list(chosen.values())

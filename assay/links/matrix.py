@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from assay.links.rounds import Pair
 
 Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 ONE_WAY, BOTH_WAYS = "one", "both"
 LATENCY_BYTES = 4096  # up to this size a transfer is all latency, and its rate is of no interest
 
@@ -37,6 +38,12 @@ class Matrix:
     def moved(self) -> int:
         """Bytes that a transfer moves: both ways at once, both count."""
         return self.bytes * (2 if self.ways == BOTH_WAYS else 1)
+
+    @property
+    def pairs(self) -> Mask:
+        """[n, n]: what was measured, each pair once: both ways at once, the upper triangle only."""
+        known = np.isfinite(self.times)
+        return np.triu(known) if self.ways == BOTH_WAYS else known
 
     @property
     def rates(self) -> Array:

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from statistics import median  # of a few numbers at a time, of which numpy is the slower by far
 
 from assay.links.bisection import Crossing, crossing
-from assay.links.faults import MOST_SUSPECTS, Suspect, Suspicion, judge, limit_of, suspicion, worst
-from assay.links.matrix import ONE_WAY, Matrix, square
+from assay.links.faults import MOST_SUSPECTS, Suspect, Suspicion, judge, suspicion, worst
+from assay.links.matrix import LATENCY_BYTES, ONE_WAY, Matrix, square
 from assay.links.rounds import Pair, cuts, spread
 from assay.links.verdict import Verdict
 
@@ -32,7 +31,7 @@ def condensed(samples: Mapping[Key, Sequence[float]]) -> dict[Key, float]:
         if phase == MATRIX:
             together.setdefault((phase, size, ways, cut, ALL_PASSES, pair), []).extend(times)
     return {
-        key: float(min(times) if key[0] == CONFIRM else np.median(times))
+        key: float(min(times) if key[0] == CONFIRM else median(times))
         for key, times in {**samples, **together}.items()
         if len(times)
     }
@@ -47,7 +46,7 @@ class Limits:
 
     def of(self, size: int) -> float:
         """The relative speed below which a pair is slow at this size."""
-        return limit_of(size, self.threshold, self.latency_factor)
+        return 1 / self.latency_factor if size <= LATENCY_BYTES else self.threshold
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def matrix_lines(measured: Matrix) -> list[str]:
         return [f"# {format_size(measured.bytes)}{both}: no pair was measured"]
     what = "latency, one way" if measured.is_latency and not both else "latency" if measured.is_latency else "rate"
     if len(measured.ranks) > MOST_COLUMNS:
-        order = np.argsort(np.where(known, measured.times, -1), axis=None)[::-1][:SLOWEST]
+        order = np.argsort(np.where(measured.pairs, measured.times, -1), axis=None)[::-1][:SLOWEST]
         pairs = [np.unravel_index(index, values.shape) for index in order]
         shown = [f"{measured.ranks[i]}→{measured.ranks[j]} {format_si(float(values[i, j]), unit)}" for i, j in pairs]
         middle = format_si(float(np.median(values[known])), unit)

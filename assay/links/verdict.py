@@ -29,9 +29,14 @@ class Verdict:
         """Confirmed findings by culprit (a link's two directions together), ranks before links."""
         groups: dict[tuple[int, ...], list[Finding]] = {}
         for finding in self.findings:
-            if finding.confirmed:
+            if finding.confirmed and finding.suspect.ranks:
                 groups.setdefault(tuple(sorted(finding.suspect.ranks)), []).append(finding)
         return sorted(groups.values(), key=lambda group: group[0].suspect.is_link)
+
+    @property
+    def split(self) -> list[Finding]:
+        """Where the usual pair is slow beside the fastest, confirmed: it may be the ends of the others that are well."""
+        return [finding for finding in self.findings if finding.confirmed and not finding.suspect.ranks]
 
     @property
     def slow_ranks(self) -> list[int]:
@@ -40,7 +45,9 @@ class Verdict:
 
 
 def culprit(suspect: Suspect) -> str:
-    """`rank 2 on node3`, or `the link between rank 1 on node2 and rank 2 on node3`."""
+    """`rank 2 on node3`, `the link between rank 1 on node2 and rank 2 on node3` or `the usual pair`."""
+    if not suspect.ranks:
+        return "the usual pair"
     ends = [f"rank {rank} on {host}" for rank, host in zip(suspect.ranks, suspect.hosts, strict=True)]
     return f"the link between {ends[0]} and {ends[1]}" if suspect.is_link else ends[0]
 
@@ -48,15 +55,16 @@ def culprit(suspect: Suspect) -> str:
 def deed(finding: Finding) -> str:
     """What is slow and by how much: `sends 4MiB at 0.048 [0.047, 0.05] of the usual rate`."""
     suspect = finding.suspect
-    if suspect.is_link:
-        does = f"carries {{}} from {suspect.ranks[0]} to {suspect.ranks[1]}"
+    usual = "usual" if suspect.ranks else "fastest pairs'"
+    if suspect.is_link or not suspect.ranks:
+        does = f"carries {{}} from {suspect.ranks[0]} to {suspect.ranks[1]}" if suspect.is_link else "carries {}"
         does = "carries {} both ways at once" if suspect.does == EXCHANGES else does
     else:
         does = {SENDS: "sends {}", RECEIVES: "receives {}", EXCHANGES: "exchanges {} both ways at once"}[suspect.does]
     what = does.format(format_size(suspect.bytes))
     if suspect.bytes <= LATENCY_BYTES:
-        return f"{what} with {factor(_inverse(finding.ratio) or 1 / suspect.ratio)} times the usual latency"
-    return f"{what} at {factor(finding.ratio or suspect.ratio)} of the usual rate"
+        return f"{what} with {factor(_inverse(finding.ratio) or 1 / suspect.ratio)} times the {usual} latency"
+    return f"{what} at {factor(finding.ratio or suspect.ratio)} of the {usual} rate"
 
 
 def factor(ratio: Estimate | float) -> str:
@@ -82,7 +90,13 @@ def sentences(verdict: Verdict) -> list[str]:
     unclear = [finding for finding in verdict.findings if not finding.confirmed]
     unknown = [finding for finding in unclear if finding.unknown]
     if verdict.ends > 2 and not told:
-        told.append(f"no rank and no link is {'named' if unknown or verdict.uneven else 'slow'} among {verdict.ends}")
+        unsure = unknown or verdict.uneven or verdict.split
+        told.append(f"no rank and no link is {'named' if unsure else 'slow'} among {verdict.ends}")
+    told += [
+        f"the usual pair {deed(one)}: pairs fall into two groups, and neither can be called usual; see the heat map and the "
+        "bisection"
+        for one in verdict.split
+    ]
     told += [f"{culprit(one.suspect)} looks slow, but {one.unknown}; not named" for one in unknown]
     cleared = len(unclear) - len(unknown)
     if cleared:

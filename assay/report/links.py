@@ -84,16 +84,17 @@ def _findings(case: str, verdict: Verdict) -> Table:
     for finding in verdict.findings:
         suspect = finding.suspect
         direction = f", {suspect.ranks[0]} → {suspect.ranks[1]}" if suspect.is_link else f", {suspect.does}"
+        named = finding.confirmed and bool(suspect.ranks)
         both = ", both ways at once" if suspect.ways == BOTH_WAYS else ""
         tone: Tone = "bad" if finding.confirmed else "quiet"
         alone = Cell(factor(finding.ratio)) if finding.ratio else Cell("NA", finding.unknown, "quiet")
         rows.append(
             [
                 Cell(line(culprit(suspect), 200), "", tone),
-                Cell(size(suspect.bytes) + direction + both),
+                Cell(size(suspect.bytes) + (direction if suspect.ranks else "") + both),
                 Cell(number(suspect.ratio)),
                 alone,
-                Cell("yes" if finding.confirmed else "no", "", tone),
+                Cell("yes" if named else "no", "", tone),
             ]
         )
     caption = f"Suspects of case {line(case, 80)}: speed as a share of that of healthy pairs"
@@ -103,10 +104,7 @@ def _findings(case: str, verdict: Verdict) -> Table:
 def _slowest(measured: Matrix) -> Table:
     unit, values = _values(measured)
     share = relative_speed(measured, measured.times)
-    counted = np.isfinite(share)
-    if measured.ways == BOTH_WAYS:
-        counted &= np.triu(np.ones(share.shape, dtype=bool))
-    pairs = sorted(map(tuple, np.argwhere(counted).tolist()), key=lambda pair: float(share[pair]))
+    pairs = sorted(map(tuple, np.argwhere(measured.pairs).tolist()), key=lambda pair: float(share[pair]))
     columns = [
         Column("From"),
         Column("To"),

@@ -1,7 +1,8 @@
 """Figures of comms/links.py: the rate of every pair, what halves carry, and the verdict on ranks and links."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,13 @@ from assay.links.verdict import culprit, deed, half
 from assay.options.links import LinksOptions
 from assay.record import Block, RankFile
 from assay.scoring.result import Curve, Figure
-from assay.scoring.samples import world_of
+from assay.scoring.samples import rate, world_of
 
 SCRIPT = "comms/links"
 ADVICE = {
     "slow_rank": "look at that host's card, cable, driver and other load; leave it out (sbatch --exclude) until it is mended",
     "slow_link": "look at the cable and the switch ports between the two hosts; both are well with others",
+    "no_usual_pair": "see in the heat map who is fast with whom (half of the hosts may be slow), and measure each group alone",
 }
 MOST_FIGURES = 1000  # pairs of one size and way that become figures, the slowest; the heat map has all
 
@@ -101,11 +103,13 @@ def _default(name: str) -> Any:
 def _groups(pairs: Iterable[Pair]) -> list[list[int]]:
     # Ranks that were paired with each other, directly or over others: one group, or one for each rank of a host.
     group: dict[int, set[int]] = {}
-    for pair in pairs:
-        merged = group.get(pair[0], {pair[0]}) | group.get(pair[1], {pair[1]})
-        if merged is not group.get(pair[0]):
-            group.update(dict.fromkeys(merged, merged))
-    unique = {min(members): sorted(members) for members in group.values()}
+    for a, b in set(pairs):
+        one, other = group.setdefault(a, {a}), group.setdefault(b, {b})
+        if one is not other:
+            less, more = sorted((one, other), key=len)
+            more |= less
+            group.update(dict.fromkeys(less, more))
+    unique = {min(members): sorted(members) for members in {id(one): one for one in group.values()}.values()}
     return [unique[first] for first in sorted(unique)]
 
 
@@ -150,17 +154,13 @@ def _of_pair(records: Records, pair: Pair, size: int, ways: str, samples: Sequen
         return Figure("pair_latency", "s", _latency(time, 0.5 if one_way else 1.0, how), tags, better="lower")
     moved = size * (2 if ways == BOTH_WAYS else 1)
     how = "both directions counted" if ways == BOTH_WAYS else "until the reply is there"
-    return Figure("pair_rate", "B/s", _inverse(time, lambda seconds: moved / seconds, how), tags, better="higher")
+    speed = rate(time, lambda seconds: moved / seconds)
+    return Figure("pair_rate", "B/s", replace(speed, method=f"{how}; {speed.method}"), tags, better="higher")
 
 
 def _latency(time: Estimate, share: float, how: str) -> Estimate:
     low, high = (None if end is None else end * share for end in (time.low, time.high))
     return Estimate(time.value * share, low, high, time.samples, f"{how}; {time.method}")
-
-
-def _inverse(time: Estimate, of: Callable[[float], float], how: str) -> Estimate:
-    low, high = (of(end) if end else None for end in (time.high, time.low))
-    return Estimate(of(time.value), low, high, time.samples, f"{how}; {time.method}")
 
 
 def _of_crossing(one: Crossing, records: Records) -> list[Figure]:
@@ -175,31 +175,53 @@ def _of_crossing(one: Crossing, records: Records) -> list[Figure]:
 
 
 def _checked(files: Sequence[RankFile], records: Records) -> list[Figure]:
-    counts: dict[int, list[float]] = {}
+    wrong: dict[int, list[float]] = defaultdict(list)
+    checks: dict[int, set[tuple[object, int]]] = defaultdict(set)  # bytes → (phase, rank)
     for file in files:
-        for block in file.blocks:
+        for block in file.of("check_errors"):
             size = block.tags.get("bytes")
-            if block.metric == "check_errors" and isinstance(size, int):
-                counts.setdefault(size, []).extend(block.samples.tolist())
+            if isinstance(size, int):
+                wrong[size] += block.samples.tolist()
+                checks[size].add((block.tags.get("phase"), file.header.rank if file.header else -1))
+    wanted = _receivers(records)
     world = world_of(files)
     there = sum(file.header is not None for file in files)
     figures = []
-    for size, wrong in sorted(counts.items()):
+    for size in sorted({*wrong, *wanted}):
         tags = {"bytes": size, **records.common}
+        missing = wanted[size] - checks[size]
+        reason = ""
         if there < world:
             reason = f"only {there} of {world} ranks recorded their checks"
+        elif missing:
+            phases = ", ".join(phase for phase in _PHASES if any(phase == one for one, _ in missing))
+            reason = f"{len({rank for _, rank in missing})} of {world} ranks recorded no check of phase {phases}"
+        errors = float(sum(wrong[size]))
+        # What was found wrong counts, however much is not known.
+        if reason and not errors:
             figures.append(Figure("check_errors", "1", None, tags, reason=reason))
             continue
         method = "wrong elements over all ranks, of one transfer of patterned data per turn"
-        figures.append(Figure("check_errors", "1", Estimate(float(sum(wrong)), None, None, len(wrong), method), tags))
+        method += f"; {reason}" if reason else ""
+        figures.append(Figure("check_errors", "1", Estimate(errors, None, None, len(wrong[size]), method), tags))
     return figures
 
 
+def _receivers(records: Records) -> dict[int, set[tuple[object, int]]]:
+    # bytes → (phase, rank) of all who received something that was timed, and so have a check to tell of.
+    found: dict[int, set[tuple[object, int]]] = defaultdict(set)
+    for phase, size, ways, _, _, pair in records.samples:
+        found[size] |= {(phase, rank) for rank in (pair if ways == BOTH_WAYS else pair[1:])}
+    return found
+
+
 def doubts(found: Survey) -> list[tuple[str, str, str]]:
-    """Doubts about a case as (kind, subject, message), one for each rank and link that is named."""
+    """Doubts about a case as (kind, subject, message): each rank and link that is named, and where none can be."""
     told = []
     for group in found.verdict.named:
         suspect = group[0].suspect
         kind = "slow_link" if suspect.is_link else "slow_rank"
         told.append((kind, culprit(suspect), f"it {'; '.join(map(deed, group))}"))
+    grouped = "pairs fall into two groups, so that nobody slow could be told"
+    told += [("no_usual_pair", culprit(one.suspect), f"it {deed(one)}: {grouped}") for one in found.verdict.split]
     return told
