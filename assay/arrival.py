@@ -26,9 +26,8 @@ LONGEST = "longest over ranks, waiting included"
 
 FLOOR = 1e-3  # s of lateness; less cannot be told from what a barrier does
 MATERIAL = 0.1  # of the transfer time; less hardly matters to the call
-MOST = (
-    0.75  # of the calls, in which a rank must be that late. Stricter than the interval: calls in a row are correlated
-)
+MOST = 0.75  # of the calls, in which a rank must be that late. The interval is not enough: calls in a row are correlated
+LASTING = 0.1  # s that the calls must have gone on for: a rank may have lost its core to others for a while
 
 
 @dataclass(frozen=True)
@@ -99,12 +98,12 @@ def late_rank(ranks: Sequence[int], entries: ArrayLike, exits: ArrayLike, errors
 
     ranks: the number of each row; errors: [ranks], bound of each clock's error (s), 0 where all read one clock.
     It is late if it exceeds `least_blamed` in MOST of the calls, and with the lower end of the 95 % order-statistic interval
-    of its median lateness, which takes six calls at least. That interval is over single calls, as if they were independent:
+    of its median lateness, which takes six calls at least, and if the calls went on for LASTING. That interval is over single calls, as if they were independent:
     a rank that is late because of what lasts (load beside it) is late in correlated calls. MOST guards against chance.
     """
     enter, leave = np.asarray(entries, dtype=np.float64), np.asarray(exits, dtype=np.float64)
     ends = interval_ranks(enter.shape[1]) if enter.ndim == 2 else None
-    if ends is None or enter.shape[0] < 2:
+    if ends is None or enter.shape[0] < 2 or float(np.ptp(enter.max(axis=0))) < LASTING:
         return None
     after = lateness(enter)
     row = int(np.argmax(np.median(after, axis=1)))

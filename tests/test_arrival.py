@@ -44,6 +44,17 @@ def test_a_rank_20_ms_late_is_named_whatever_its_number(seed: int, ranks: int, d
     assert int(np.argmax(durations)) != culprit, "the longest duration is of a rank that waits"
 
 
+def test_a_few_calls_in_which_a_core_was_taken_blame_nobody() -> None:
+    # As measured on a busy machine: twelve calls within 59 ms, in ten of which one rank had to wait for its core.
+    after = 1e-3 * np.array([3.51, 3.97, 3.3, 3.36, -0.16, 3.86, 3.29, 3.19, 3.15, 3.32, -0.16, 4.06])
+    first = np.linspace(0, 0.055, 12)
+    entries = np.stack([first, first + after])
+    exits = np.broadcast_to(entries.max(axis=0) + 1e-4, entries.shape)
+    assert late_rank((0, 1), entries, exits, np.zeros(2)) is None
+    slower = np.stack([2 * first, 2 * first + after])  # the same for longer is a rank that is late
+    assert late_rank((0, 1), slower, slower.max(axis=0) + 1e-4 * np.ones((2, 1)), np.zeros(2)) is not None
+
+
 @given(seed=st.integers(0, 2**32), ranks=st.integers(2, 9), skew=st.floats(1e-6, 5e-3), count=st.integers(12, 100))
 @settings(max_examples=200)
 def test_disorder_blames_nobody(seed: int, ranks: int, skew: float, count: int) -> None:
