@@ -26,7 +26,7 @@ LONGEST = "longest over ranks, waiting included"
 
 FLOOR = 1e-3  # s of lateness; less cannot be told from what a barrier does
 MATERIAL = 0.1  # of the transfer time; less hardly matters to the call
-MOST = 0.75  # of the calls, in which a rank must be that late. The interval is not enough: calls in a row are correlated
+MOST = 0.75  # of the calls, in which a rank must be that late: the interval trusts calls in a row too much
 LASTING = 0.1  # s that the calls must have gone on for: a rank may have lost its core to others for a while
 
 
