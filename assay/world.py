@@ -244,12 +244,16 @@ def _wait_for_all(store: "Store", place: Placement, timeout: timedelta) -> None:
         )
 
 
-def leave() -> None:
-    """Part from the others, waiting for none of them for long. MPI parts by itself when the process ends."""
+def leave() -> bool:
+    """Part from the others, waiting for none of them for long; whether there was a group of torch.distributed to leave.
+
+    MPI parts by itself when the process ends.
+    """
     import torch.distributed as dist
 
     if not dist.is_initialized():
-        return
+        return False
     leaving = threading.Thread(target=dist.destroy_process_group, daemon=True)
     leaving.start()
     leaving.join(LEAVE_SECONDS)  # with a dead peer some backends wait for ever
+    return True

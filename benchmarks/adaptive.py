@@ -8,23 +8,20 @@ takes a fixed sweep (5 untimed and 50 timed calls a size, as DeepSpeed's suite d
 same time, an equal part for every size. The ratio of a round is the median over sizes of adaptive / fixed width.
 """
 
-from typing import Any
-
 import numpy as np
 from pydantic import Field
 
 from assay.beacon import memory_folder, open_beacon
 from assay.clock import now
 from assay.clock_sync import Alignment
+from assay.collectives.timing import Job, one_call, time_calls, time_turn
 from assay.collectives.trial import Trial, Variant
 from assay.estimates import Estimate, median_interval
 from assay.options import CommsOptions, parse_command_line
 from assay.options.base import Size
 from assay.ranks import session
-from assay.scripts import load_script
 from assay.transports import open_transport
 from assay.units import format_size
-from assay.world import MPI_BACKEND
 
 WARMUP, TIMED = 5, 50
 LIMIT = 0.7
@@ -39,7 +36,7 @@ class AdaptiveOptions(CommsOptions):
     rounds: int = Field(6, ge=1, description="rounds of a fixed and an adaptive sweep")
 
 
-def half_width(job: Any, trial: Trial) -> tuple[float, int]:
+def half_width(job: Job, trial: Trial) -> tuple[float, int]:
     """Relative half width of the p50's interval, and the calls behind it; infinite without an interval."""
     times, _ = job.clocks.call_times(trial.entries, trial.exits)
     found: Estimate = median_interval(times)
@@ -51,7 +48,7 @@ def ratio(one: float, other: float) -> float:
     return 1.0 if np.isinf(one) and np.isinf(other) else one / other
 
 
-def sweep(bench: Any, job: Any, trials: list[Trial], budget: float | None) -> tuple[list[tuple[float, int]], float]:
+def sweep(job: Job, trials: list[Trial], budget: float | None) -> tuple[list[tuple[float, int]], float]:
     """(half width, calls) of every size, and the seconds it took. budget: s a size; None: fixed counts."""
     begun, found = now(), []
     for trial in trials:
@@ -61,10 +58,10 @@ def sweep(bench: Any, job: Any, trials: list[Trial], budget: float | None) -> tu
         for _ in range(WARMUP):
             trial.call()
         if budget is None:
-            bench.time_turn(job, trial, TIMED, checked=False)
+            time_turn(job, trial, TIMED, checked=False)
         else:
             options = job.options.model_copy(update={"budget": budget})
-            bench.time_calls(bench.Job(options, job.here, job.beacon, job.clocks), [trial], bench.one_call(trial))
+            time_calls(Job(options, job.here, job.beacon, job.clocks), [trial], one_call(trial))
         found.append(half_width(job, trial))
         trial.release()
     return found, job.here.world.agree(int((now() - begun) * 1e6)) / 1e6
@@ -73,19 +70,17 @@ def sweep(bench: Any, job: Any, trials: list[Trial], budget: float | None) -> tu
 def main() -> None:
     """In a rank: rounds of both sweeps, and rank 0 prints."""
     options = parse_command_line(AdaptiveOptions, __doc__)
-    bench: Any = load_script("comms/bench")
     with session(options, "benchmarks/adaptive") as here:
-        name = MPI_BACKEND if options.transport == "mpi" else here.world.backend
-        transport = open_transport(name, here.world, here.device, options.groups(here.world.size))
+        transport = open_transport(here.world.backend, here.world, here.device, options.groups(here.world.size))
         beacon = open_beacon(memory_folder(), here.world.rank, here.world.size)
-        job = bench.Job(options, here, beacon, Alignment(here.world, here.recorder))
+        job = Job(options, here, beacon, Alignment(here.world, here.recorder))
         variant = Variant("all_reduce", "float32", "sum", "auto")
         sizes = list(options.sizes("all_reduce", here.world.size, 4))
         trials = [Trial(options, here, transport, variant, size) for size in sizes]
         ratios = []
         for number in range(options.rounds):
-            fixed, seconds = sweep(bench, job, trials, None)
-            adaptive, spent = sweep(bench, job, trials, seconds / len(trials))
+            fixed, seconds = sweep(job, trials, None)
+            adaptive, spent = sweep(job, trials, seconds / len(trials))
             ratios.append(
                 float(np.median([ratio(one[0], other[0]) for one, other in zip(adaptive, fixed, strict=True)]))
             )

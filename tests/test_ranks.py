@@ -130,3 +130,32 @@ def test_ranks_end_with_their_torchrun(tmp_path: Path) -> None:
     wait_for(lambda: not any(map(lives, pids)), 10, "the ranks to end")
     assert len(pids) == 2
     assert os.getpid() not in pids
+
+
+# Daemon threads in torch stand for those of gloo that have not yet let go of the last call's tensors.
+BUSY = """
+import threading, torch
+from assay.options.base import ScriptOptions
+from assay.ranks import session
+def add():
+    ones = torch.ones(100)
+    while True:
+        ones + ones
+with session(ScriptOptions(device="cpu"), "tests/busy") as here:
+    for _ in range(4):
+        threading.Thread(target=add, daemon=True).start()
+    here.world.barrier()
+    print("measured")
+"""
+
+
+def test_threads_of_a_backend_do_not_turn_a_success_into_a_crash(tmp_path: Path) -> None:
+    port = free_port()
+    ranks = []
+    for number in range(2):
+        env = environment(RANK=str(number), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        argv = [sys.executable, "-c", BUSY]
+        ranks.append(subprocess.Popen(argv, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True))
+    told = [one.communicate(timeout=60)[0] for one in ranks]
+    assert [one.returncode for one in ranks] == [0, 0]
+    assert told == ["measured\n"] * 2
