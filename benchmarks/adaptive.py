@@ -8,18 +8,21 @@ takes a fixed sweep (5 untimed and 50 timed calls a size, as DeepSpeed's suite d
 same time, an equal part for every size. The ratio of a round is the median over sizes of adaptive / fixed width.
 """
 
+from typing import Any
+
 import numpy as np
 from pydantic import Field
 
 from assay.beacon import memory_folder, open_beacon
 from assay.clock import now
 from assay.clock_sync import Alignment
-from assay.collectives.timing import Job, one_call, time_calls, time_turn
+from assay.collectives.job import Job, one_call
 from assay.collectives.trial import Trial, Variant
 from assay.estimates import Estimate, median_interval
 from assay.options import CommsOptions, parse_command_line
 from assay.options.base import Size
 from assay.ranks import session
+from assay.scripts import load_script
 from assay.transports import open_transport
 from assay.units import format_size
 
@@ -48,7 +51,7 @@ def ratio(one: float, other: float) -> float:
     return 1.0 if np.isinf(one) and np.isinf(other) else one / other
 
 
-def sweep(job: Job, trials: list[Trial], budget: float | None) -> tuple[list[tuple[float, int]], float]:
+def sweep(bench: Any, job: Job, trials: list[Trial], budget: float | None) -> tuple[list[tuple[float, int]], float]:
     """(half width, calls) of every size, and the seconds it took. budget: s a size; None: fixed counts."""
     begun, found = now(), []
     for trial in trials:
@@ -58,10 +61,10 @@ def sweep(job: Job, trials: list[Trial], budget: float | None) -> tuple[list[tup
         for _ in range(WARMUP):
             trial.call()
         if budget is None:
-            time_turn(job, trial, TIMED, checked=False)
+            bench.time_turn(job, trial, TIMED, checked=False)
         else:
             options = job.options.model_copy(update={"budget": budget})
-            time_calls(Job(options, job.here, job.beacon, job.clocks), [trial], one_call(trial))
+            bench.time_calls(Job(options, job.here, job.beacon, job.clocks), [trial], one_call(trial))
         found.append(half_width(job, trial))
         trial.release()
     return found, job.here.world.agree(int((now() - begun) * 1e6)) / 1e6
@@ -70,6 +73,7 @@ def sweep(job: Job, trials: list[Trial], budget: float | None) -> tuple[list[tup
 def main() -> None:
     """In a rank: rounds of both sweeps, and rank 0 prints."""
     options = parse_command_line(AdaptiveOptions, __doc__)
+    bench: Any = load_script("comms/bench")
     with session(options, "benchmarks/adaptive") as here:
         transport = open_transport(here.world.backend, here.world, here.device, options.groups(here.world.size))
         beacon = open_beacon(memory_folder(), here.world.rank, here.world.size)
@@ -79,8 +83,8 @@ def main() -> None:
         trials = [Trial(options, here, transport, variant, size) for size in sizes]
         ratios = []
         for number in range(options.rounds):
-            fixed, seconds = sweep(job, trials, None)
-            adaptive, spent = sweep(job, trials, seconds / len(trials))
+            fixed, seconds = sweep(bench, job, trials, None)
+            adaptive, spent = sweep(bench, job, trials, seconds / len(trials))
             ratios.append(
                 float(np.median([ratio(one[0], other[0]) for one, other in zip(adaptive, fixed, strict=True)]))
             )

@@ -11,6 +11,7 @@ import argparse
 import os
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import torch.distributed as dist
@@ -18,11 +19,12 @@ import torch.distributed as dist
 from assay.beacon import memory_folder, open_beacon
 from assay.clock import now
 from assay.clock_sync import Alignment
-from assay.collectives.timing import Job, time_batches, time_turn
+from assay.collectives.job import Job
 from assay.collectives.trial import Trial, Variant
 from assay.estimates import compare_pairs
 from assay.options import CommsOptions
 from assay.ranks import Session, session
+from assay.scripts import load_script
 from assay.transports import open_transport
 from assay.units import format_size
 from assay.world import MPI_BACKEND
@@ -91,7 +93,7 @@ class NakedTorch:
         return now() - start
 
 
-def pairs_of(job: Job, trial: Trial, pairs: int, count: int) -> dict[str, tuple[list[float], list[float]]]:
+def pairs_of(bench: Any, job: Job, trial: Trial, pairs: int, count: int) -> dict[str, tuple[list[float], list[float]]]:
     """Per way of timing: our medians (s) and the naked loop's, pair by pair, the same on every rank."""
     here: Session = job.here
     loops = NakedMpi(trial) if trial.transport.name == MPI_BACKEND else NakedTorch(trial)
@@ -99,7 +101,7 @@ def pairs_of(job: Job, trial: Trial, pairs: int, count: int) -> dict[str, tuple[
 
     def ours_single() -> float:
         trial.entries, trial.exits = [], []
-        time_turn(job, trial, count, checked=False)
+        bench.time_turn(job, trial, count, checked=False)
         return completion(trial.entries, trial.exits)
 
     def naked_single() -> float:
@@ -111,7 +113,7 @@ def pairs_of(job: Job, trial: Trial, pairs: int, count: int) -> dict[str, tuple[
 
     def ours_batch() -> float:
         trial.batches, trial.calls = [], count
-        time_batches(job, [trial])
+        bench.time_batches(job, [trial])
         return float(here.world.largest(np.array(trial.batches))[0])
 
     def naked_together() -> float:
@@ -131,6 +133,7 @@ def pairs_of(job: Job, trial: Trial, pairs: int, count: int) -> dict[str, tuple[
 
 def measure(transport: str, pairs: int) -> None:
     """In a rank: every size, and rank 0 prints the ratios."""
+    bench: Any = load_script("comms/bench")
     # One batch each time: the stopping rule must not decide here.
     options = CommsOptions(transport="mpi" if transport == "mpi" else "torch", device="cpu", batches=1, budget=1e-9)
     with session(options, "benchmarks/collective_calls") as here:
@@ -145,7 +148,7 @@ def measure(transport: str, pairs: int) -> None:
                 trial.call()
             # A turn must be long enough for a median, and short enough for the machine not to change within a pair.
             count = 400 if transport == "mpi" and size < 1 << 20 else 50
-            found = pairs_of(job, trial, pairs, count)
+            found = pairs_of(bench, job, trial, pairs, count)
             for way, (ours, theirs) in found.items():
                 ratio = compare_pairs(theirs, ours).ratio
                 limit, low, high = LIMITS[way], ratio.low or 0.0, ratio.high or 9.0

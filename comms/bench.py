@@ -16,21 +16,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from operator import attrgetter
 
-import numpy as np
-
-from assay.bandwidth import COLLECTIVES
-from assay.bench_tables import STYLES, Heading, Line, versus_row
+from assay.bench_tables import STYLES, Line, versus_row
 from assay.clock import now
 from assay.clock_sync import Alignment
+from assay.collectives.job import Job, call_times, one_call, time_on_device
 from assay.collectives.refusals import refuse_beyond_memory, why_not
+from assay.collectives.results import keep
 from assay.collectives.sweeps import sweeps
-from assay.collectives.timing import Job, call_times, one_call, time_batches, time_calls, time_on_device
 from assay.collectives.trial import Trial
 from assay.errors import BadInput, RunFailed
-from assay.estimates import FEWEST_FOR_PERCENTILE, mean_of_batches, median_interval, percentile
+from assay.estimates import is_settled, next_look
 from assay.hang_watch import beacon_of
 from assay.options import CommsOptions, parse_command_line
-from assay.options.comms import ITEM_BYTES
 from assay.progress import progress_line
 from assay.ranks import Session, session
 from assay.record import TagValue
@@ -38,8 +35,84 @@ from assay.transports import Transport, open_transport
 from assay.units import format_duration, format_size
 from assay.world import MPI_BACKEND
 
-AUDITED = 4  # sizes of a sweep that are timed again in random order
+FEWEST_CALLS = 6  # timed one by one even when the budget is gone: the fewest that give a 95 % interval
+TURN = 10  # calls of one transport before the other has its turn
 QUICK_LOOK = 1 << 16  # pattern values computed per check of a timed call: it must not eat the time for timing
+AUDITED = 4  # sizes of a sweep that are timed again in random order
+
+
+def time_batches(job: Job, trials: Sequence[Trial]) -> None:
+    """Batches of back-to-back calls, one clock around each, by turns, until the times are known well or time is up."""
+    options, here, cell = job.options, job.here, job.beacon.cell
+    begun = now()
+    job.beacon.phase(trials[0].op, trials[0].size, "back to back")
+    while True:
+        for trial in trials:
+            cell[0] += 1  # a batch is entered
+            call, count = trial.call, range(trial.calls)
+            trial.refill()  # sums in place grow with every call: each batch begins with the same data
+            trial.barrier()
+            # ---- timed region
+            start = now()
+            for _ in count:
+                call()
+            here.device.synchronize()
+            end = now()
+            # ----
+            cell[0] += 1  # and left
+            trial.batches.append(end - start)
+        done = len(trials[0].batches)
+        enough = looks(done) and all(is_settled(trial.batches, options.target) for trial in trials)
+        spent = done >= options.max_calls or now() - begun >= options.budget * len(trials)
+        if done >= options.batches and here.world.agree(enough or spent):
+            return
+
+
+def time_calls(job: Job, trials: Sequence[Trial], guess: float) -> None:
+    """Entry and exit of single calls, each after a barrier, by turns, until the times are known well or time is up.
+
+    guess: s that one call of every trial takes together.
+    """
+    options, here = job.options, job.here
+    begun, budget = now(), options.budget * len(trials)
+    job.beacon.phase(trials[0].op, trials[0].size, "call by call")
+    while True:
+        done = len(trials[0].entries)
+        affordable = int((budget - (now() - begun)) / guess)
+        most = min(next_look(done), options.max_calls) - done
+        wanted = here.world.agree(min(most, max(affordable, FEWEST_CALLS - done, 1)))
+        turn = wanted if len(trials) == 1 else TURN
+        for first in range(0, wanted, turn):
+            for trial in trials:
+                time_turn(job, trial, min(turn, wanted - first), checked=first == 0)
+        done += wanted
+        enough = looks(done) and all(is_settled(call_times(job, trial)[0], options.target) for trial in trials)
+        if here.world.agree(enough or done >= options.max_calls or now() - begun >= budget):
+            return
+
+
+def time_turn(job: Job, trial: Trial, count: int, checked: bool) -> None:
+    """So many single calls. checked: the first one's data are looked at, as soon as it says that it is done."""
+    barrier, complete, cell = trial.barrier, trial.complete, job.beacon.cell
+    trial.refill()
+    for number in range(count):
+        cell[0] += 1  # the iteration is entered: a rank that is late or stopped shows as one that never came
+        barrier()
+        # ---- timed region
+        enter = now()
+        complete()
+        leave = now()
+        # ----
+        cell[0] += 1  # and left
+        trial.entries.append(enter)
+        trial.exits.append(leave)
+        if checked and number == 0:
+            trial.check(QUICK_LOOK)
+
+
+def looks(samples: int) -> bool:
+    """Whether the stopping rule looks after this many samples."""
+    return next_look(samples - 1) == samples
 
 
 def measure(job: Job, trials: Sequence[Trial]) -> list[Line]:
@@ -67,45 +140,6 @@ def measure(job: Job, trials: Sequence[Trial]) -> list[Line]:
     for trial in trials:
         time_on_device(job, trial)
     return [keep(job, trial) for trial in trials]
-
-
-def keep(job: Job, trial: Trial) -> Line:
-    """Record a trial's raw samples, and derive what is printed of them."""
-    recorder, world = job.here.recorder, job.here.world
-    job.beacon.phase(trial.op, trial.size, "results")
-    seen = {"looked_at": trial.looked_at, "of": trial.elements}
-    recorder.block("check_errors", "1", trial.checks, {**trial.tags, **seen})
-    if trial.late:
-        recorder.block("late_elements", "1", [trial.late], trial.tags)
-    if trial.takes_part:
-        recorder.block("batch_time", "s", trial.batches, {**trial.tags, "calls": trial.calls})
-        recorder.block("call_entry", "s", trial.entries, trial.tags)
-        recorder.block("call_exit", "s", trial.exits, trial.tags)
-    wrong = sum(int(str(count)) for count in world.gather(sum(trial.checks)))
-    if COLLECTIVES[trial.op].waits and world.one_clock and "groups" not in trial.tags:
-        # Nobody can leave such a call before the last has entered, unless it returned without being done.
-        first_exit = -world.largest(-np.asarray(trial.exits))
-        wrong += int(np.count_nonzero(first_exit < world.largest(np.asarray(trial.entries))))
-    batches = np.asarray(trial.batches)
-    slowest = world.largest(batches if trial.takes_part else np.full(len(batches), -np.inf))
-    times, how = call_times(job, trial)
-    p99 = percentile(times, 99) if len(times) >= FEWEST_FOR_PERCENTILE[99] else None
-    per_call = mean_of_batches(slowest, trial.calls)
-    heading = heading_of(job, trial, how)
-    redop = trial.redop if trial.operation.reduces else "none"
-    root = 0 if trial.op in ("broadcast", "reduce", "gather", "scatter") else -1
-    size, itemsize = trial.size, ITEM_BYTES[trial.dtype]
-    return Line(heading, size, itemsize, trial.dtype, redop, root, wrong, per_call, median_interval(times), p99)
-
-
-def heading_of(job: Job, trial: Trial, how: str) -> Heading:
-    """What all sizes of a sweep share."""
-    shown = ("placement", "asynchronous", "coalesced", "graph")
-    variant = "".join(f", {key} {trial.tags[key]}" for key in shown if key in trial.tags)
-    world = job.here.world
-    size, groups = trial.settings[0].world, int(str(trial.tags.get("groups", 1)))
-    hosts, name = len(set(world.hosts)), trial.transport.name
-    return Heading(trial.op, size, groups, hosts, name, job.here.device.name, how, variant)
 
 
 def audit_order(job: Job, sweep: Sequence[Sequence[Trial]]) -> int:
