@@ -1,14 +1,13 @@
 """What the documents say is there, is there."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from assay.options import SCRIPTS, parse_command_line
 from assay.scoring.doubts import ADVICE
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -35,11 +34,12 @@ def test_the_documented_doubts_are_all_there_are() -> None:
     assert {name.replace(" ", "_") for name in told} - {"doubt"} == set(ADVICE)
 
 
-def test_commands_in_script_heads_name_options_that_exist() -> None:
-    for script in ("comms/bench.py", "specs/bench.py", "specs/limits.py", "specs/noise.py", "workloads/pretrain.py"):
-        text = (ROOT / script).read_text()
-        used = set(re.findall(r"(?<=\s)(--[a-z-]+)", text.split('"""')[1])) - {"--nproc-per-node"}
-        argv = [sys.executable, str(ROOT / script), "--help"]
-        told = subprocess.run(argv, env=environment(), capture_output=True, text=True, check=True).stdout
-        assert used
-        assert all(option in told for option in used), script
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_commands_in_script_heads_name_options_that_exist(script: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / f"{script}.py").read_text()
+    assert f"parse_command_line({SCRIPTS[script].__name__}, __doc__)" in text
+    used = set(re.findall(r"(?<=\s)(--?[a-z][a-z-]*)", text.split('"""')[1])) - {"--nproc-per-node", "-n"}
+    with pytest.raises(SystemExit):
+        parse_command_line(SCRIPTS[script], None, ["--help"])  # without the head, which names them all
+    told = set(re.findall(r"(?<!\S)--?[a-z][a-z-]*", capsys.readouterr().out))
+    assert used <= told
