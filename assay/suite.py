@@ -140,6 +140,9 @@ def _expand(file: SuiteFile, where: Where, overrides: Mapping[str, object]) -> l
         if case.world > MOST_LOCAL_RANKS:
             said = f"case {case.name!r}: {case.world} ranks on one host; the local launcher starts {MOST_LOCAL_RANKS} at most"
             raise BadInput(where.sentence((), said))
+        if case.options.needs_mpi:
+            said = f"case {case.name!r}: the local launcher starts torchrun, and MPI needs mpirun; run {case.script}.py by hand"
+            raise BadInput(where.sentence((), said))
     for key in overrides:
         if key not in used:
             raise BadInput(_unknown_override(key, file, cases))

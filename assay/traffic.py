@@ -1,5 +1,6 @@
 """Traffic matrices of all_to_all_v: what every rank sends to every other, as shares of the largest buffer."""
 
+import hashlib
 import math
 from pathlib import Path
 
@@ -55,6 +56,11 @@ def _share(word: str, where: str) -> float:
     if not 0 <= value < math.inf:
         raise ValueError(f"{where}: {word!r} should be a number, 0 or more")
     return value
+
+
+def digest(matrix: Matrix) -> str:
+    """Twelve hexadecimal digits that tell a traffic from another, whatever its unit (of sha256 over its shares)."""
+    return hashlib.sha256(repr((matrix / matrix.max()).tolist()).encode()).hexdigest()[:12]
 
 
 def counts(matrix: Matrix, count: int) -> NDArray[np.int64]:

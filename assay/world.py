@@ -147,7 +147,7 @@ def mpi_placement() -> tuple[Placement, Any]:
     said = int(os.environ["WORLD_SIZE"]) if os.environ.get("WORLD_SIZE", "").isdigit() else place.world
     if said != place.world:
         raise BadInput(
-            f"--transport mpi: the launcher started {said} ranks, but MPI sees {place.world}; start with mpirun -n {said}"
+            f"MPI: the launcher started {said} ranks, but MPI sees {place.world}; start with mpirun -n {said}"
         )
     return place, comm
 

@@ -176,7 +176,7 @@ def bench(job: Job, transports: Sequence[Transport]) -> None:
     """
     options, here = job.options, job.here
     planned = sweeps(options, here, transports)
-    refuse_what_is_too_large(here, planned, len(transports))
+    refuse_what_is_too_large(here, planned, len(transports), "max" if options.size is None else "size")
     begun, done, total, wrong, refusals = now(), 0, sum(map(len, planned)), 0, []
     for sweep in planned:
         job.beacon.phase(sweep[0][0].op, sweep[0][0].size, "first call")
@@ -208,11 +208,14 @@ def bench(job: Job, transports: Sequence[Transport]) -> None:
         raise RunFailed(f"{wrong} elements or calls are wrong; trust no figure of this run")
 
 
-def refuse_what_is_too_large(here: Session, planned: Sequence[Sequence[Sequence[Trial]]], transports: int) -> None:
-    """Raise BadInput if the largest buffers of any size do not fit; those of all transports are there at once."""
+def refuse_what_is_too_large(
+    here: Session, planned: Sequence[Sequence[Sequence[Trial]]], transports: int, flag: str
+) -> None:
+    """Raise BadInput, which names the option `flag`, if the largest buffers of any size do not fit; those of all transports are there at once."""
     first_of_each = (trials[0] for sweep in planned for trials in sweep)
     largest = max(first_of_each, key=attrgetter("bytes_needed"))
-    refuse_beyond_memory(here, largest.bytes_needed * transports, f"--max: {largest.op} of {format_size(largest.size)}")
+    what = f"--{flag}: {largest.op} of {format_size(largest.size)}"
+    refuse_beyond_memory(here, largest.bytes_needed * transports, what)
 
 
 def keep_refusal(here: Session, trials: Sequence[Trial], reason: str) -> None:

@@ -35,6 +35,8 @@ def test_bad_options_are_one_sentence_and_exit_code_2(capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
+        (["--split", "4"], "--split: expected div:N or mod:N, such as div:4, got '4'"),
+        (["--matrix", "m.txt"], "--matrix is the traffic of all_to_all_v; add that to --ops, or leave --matrix out"),
         (["--ops", "all_reduce,,broadcast"], "--ops: there is nothing between two commas in 'all_reduce,,broadcast'"),
         (["--bogus", "1"], "unknown argument '--bogus'"),
         (["--warmpu", "1"], "unknown argument '--warmpu'; did you mean '--warmup'?"),

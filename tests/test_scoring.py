@@ -12,7 +12,7 @@ from assay.estimates import Estimate
 from assay.record import Block, Header, RankFile, TagValue
 from assay.rundir import Status
 from assay.scoring import arrival, ceilings, comms, doubts, training
-from assay.scoring.baseline import load_baseline, load_profile
+from assay.scoring.baseline import Baseline, load_baseline, load_profile, record_baseline
 from assay.scoring.result import CaseResult, Figure, RunResult
 from assay.scoring.score import score_run
 
@@ -81,6 +81,39 @@ def test_twice_the_time_is_half_the_score() -> None:
     half = replace(run, cases=[replace(case, figures=[slower(f) for f in case.figures]) for case in run.cases])
     (section,) = score_run(half, load_profile("llm-evaluation-0.2.1"), load_baseline("a100-80g")).sections
     assert section.score == pytest.approx(0.5, abs=5e-5)
+
+
+def test_a_variant_is_compared_with_its_like_and_never_with_the_plain_one() -> None:
+    def throughput(value: float, **tags: TagValue) -> Figure:
+        common: dict[str, TagValue] = {
+            "op": "all_reduce",
+            "bytes": 1024,
+            "dtype": "float32",
+            "world": 2,
+            "backend": "gloo",
+        }
+        return Figure("throughput_deepspeed", "bit/s", Estimate(value, None, None, 1, ""), {**common, **tags})
+
+    def run(*figures: Figure) -> RunResult:
+        return RunResult("run", {}, [CaseResult("c", "comms/bench", 2, {}, PASSED, 1, list(figures))], [], [])
+
+    plain, grouped = throughput(100.0), throughput(300.0, coalesced=4, means="one group call")
+    out, int32 = throughput(50.0, placement="out"), throughput(80.0, dtype="int32")
+    twice = throughput(999.0, backend="mpi4py")  # the second transport of a comparison
+    everything = run(grouped, plain, out, int32, twice)
+    baseline = Baseline.model_validate(record_baseline(everything, "own"))
+    (section, *_) = score_run(everything, load_profile("local"), baseline).sections
+    assert section.score == pytest.approx(1)
+    assert {row.label: row.measured for row in section.rows} == {
+        "all_reduce, 2 ranks, 1KiB, coalesced 4": 300.0,
+        "all_reduce, 2 ranks, 1KiB": 100.0,
+        "all_reduce, 2 ranks, 1KiB, placement out": 50.0,
+        "all_reduce, 2 ranks, 1KiB, int32": 80.0,
+    }
+    (section, *_) = score_run(run(plain), load_profile("local"), baseline).sections
+    assert {row.label: row.measured for row in section.rows if row.score is not None} == {
+        "all_reduce, 2 ranks, 1KiB": 100.0
+    }
 
 
 def training_files(world: int, seconds: list[list[float]], **scalars: float) -> list[RankFile]:

@@ -39,6 +39,7 @@ def sentence(text: str, overrides: dict[str, str] | None = None) -> str:
         (HEAD + " - {name: a, script: workloads/pretrain, options: {out: /x}}", "s.yaml:5: cases[0].options.out: the runner sets 'out'; leave it out"),
         (HEAD + " - {name: a, script: workloads/pretrain, matrix: {modles: [x]}}", "s.yaml:5: cases[0].matrix.modles: unknown axis 'modles'; did you mean 'models'?"),
         (HEAD + " - {name: a, script: comms/bench, world: 200000}", "s.yaml:1: case 'a': 200000 ranks on one host; the local launcher starts 1024 at most"),
+        (HEAD + " - {name: a, script: comms/bench, world: 2, options: {transport: mpi}}", "s.yaml:1: case 'a': the local launcher starts torchrun, and MPI needs mpirun; run comms/bench.py by hand"),
         (HEAD + " - {name: a, script: workloads/pretrain, options: {lr: .inf}}", "s.yaml:5: cases[0].options.lr: input should be a finite number, got inf"),
         (HEAD + " - [", "s.yaml:5: is no valid YAML: expected the node content, but found '<stream end>'"),
         ("- 1", "s.yaml: expected a mapping with the keys assay, name and cases; see suites/quick.yaml"),

@@ -6,11 +6,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from assay.bandwidth import COLLECTIVES
 from assay.scoring.comms import derive, late_ranks
 from assay.scoring.result import Figure
+from assay.traffic import digest
 from tests.conftest import ROOT, mpirun, rank_files, torchrun
 
 QUICK = ("--size", "12KiB", "--budget", "0.02", "--no-audit")
@@ -115,7 +117,11 @@ def test_traffic_of_a_file(tmp_path: Path) -> None:
     out = tmp_path / "records"
     done = torchrun(2, "comms/bench.py", "--ops", "all_to_all_v", "--matrix", matrix, *QUICK, "--out", out)
     assert done.returncode == 0, done.stderr
-    assert measured(figures_of(out)) == {"all_to_all_v"}
+    figures = figures_of(out)
+    assert measured(figures) == {"all_to_all_v"}
+    (told,) = {str(figure.tags["matrix"]) for figure in figures}
+    assert f", matrix {told}" in done.stdout, "two traffics are two measurements"
+    assert told == digest(np.array([[0, 30], [10, 40]])), "in any unit"
 
 
 @pytest.mark.parametrize("fault", ["swap_two_chunks", "flip_a_bit", "skip_a_contribution", "return_early"])

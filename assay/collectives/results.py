@@ -41,7 +41,7 @@ def keep(job: Job, trial: Trial) -> Line:
 
 def _heading_of(job: Job, trial: Trial, how: str) -> Heading:
     """What all sizes of a sweep share."""
-    shown = ("placement", "asynchronous", "coalesced", "graph")
+    shown = ("placement", "asynchronous", "coalesced", "means", "graph", "matrix")
     variant = "".join(f", {key} {trial.tags[key]}" for key in shown if key in trial.tags)
     world = job.here.world
     size, groups = trial.settings[0].world, int(str(trial.tags.get("groups", 1)))

@@ -14,7 +14,7 @@ from assay.errors import RunFailed
 from assay.options.comms import ITEM_BYTES, CommsOptions
 from assay.ranks import Session
 from assay.record import TagValue
-from assay.traffic import read_matrix
+from assay.traffic import digest, read_matrix
 from assay.transports import Transport
 from assay.world import first_of_second_host
 
@@ -41,6 +41,7 @@ class Trial:
         in_place = self.operation.in_place if variant.placement == "auto" else variant.placement == "in"
         groups = options.groups(here.world.size)
         members = next(group for group in groups if here.world.rank in group)
+        traffic = read_matrix(options.matrix) if options.matrix else None
         setting = Setting(
             rank=members.index(here.world.rank),
             world=len(members),
@@ -50,7 +51,7 @@ class Trial:
             seed=options.seed,
             count=size // ITEM_BYTES[self.dtype] // options.coalesce,
             redop=self.redop if self.operation.reduces else "sum",
-            matrix=read_matrix(options.matrix) if options.matrix else None,
+            matrix=traffic,
         )
         self.settings = [replace(setting, seed=options.seed + piece) for piece in range(options.coalesce)]
         self.size = size
@@ -82,6 +83,7 @@ class Trial:
         if options.coalesce > 1:
             self.tags |= {"coalesced": options.coalesce, "means": transport.means(self.op)}
         self.tags |= {"graph": True} if options.graph else {}
+        self.tags |= {"matrix": digest(traffic)} if traffic is not None and self.op == "all_to_all_v" else {}
 
     def anew(self) -> "Trial":
         """The same trial without samples."""

@@ -1,9 +1,10 @@
 """Options of comms/bench.py."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from assay.bandwidth import COLLECTIVES, round_down
 from assay.options.base import PathText, Size, flags, lower_case, nearest, split_list
@@ -33,6 +34,12 @@ def _names(known: Sequence[str], what: str) -> Callable[[object], object]:
         return names
 
     return checked
+
+
+def _split(value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"(div|mod):[1-9][0-9]*", value):
+        raise ValueError(f"expected div:N or mod:N, such as div:4, got {value!r}")
+    return value
 
 
 class CommsOptions(TransportOptions):
@@ -75,9 +82,8 @@ class CommsOptions(TransportOptions):
     )
     coalesce: int = Field(1, ge=1, description="cut S into so many tensors, whose calls are begun and awaited together")
     graph: bool = Field(False, description="replay the call from a CUDA graph (cuda only)")
-    split: str | None = Field(
+    split: Annotated[str | None, AfterValidator(_split)] = Field(
         None,
-        pattern=r"^(div|mod):[1-9][0-9]*$",
         description="groups that run at the same time: div:4, ranks 0-3, 4-7, …; mod:4, ranks 0, 4, 8, … and 1, 5, …",
     )
     matrix: PathText | None = Field(
@@ -101,6 +107,8 @@ class CommsOptions(TransportOptions):
             )
         if self.graph and (self.asynchronous or self.transport == MPI or self.versus == MPI):
             raise ValueError("--graph replays a captured call of torch; leave out --async and MPI")
+        if self.matrix is not None and "all_to_all_v" not in self.ops:
+            raise ValueError("--matrix is the traffic of all_to_all_v; add that to --ops, or leave --matrix out")
         if self.transport == MPI and self.versus in (None, MPI) and self.backend != "auto":
             raise ValueError(f"--backend {self.backend} is torch.distributed's; leave it out with --transport mpi")
         return self

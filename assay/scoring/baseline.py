@@ -15,6 +15,9 @@ from assay.scoring.specifications import PARAMETERS, parameter_rows
 
 # Tags that make two figures the same measurement. Others (backend, device) are what is being compared.
 MATCHED = ("op", "bytes", "world", "dtype", "model", "engine", "data", "seq_len", "global_batch", "micro_batch")
+# Tags of a collective that is done in another way than usual: it is compared with its like only, never with the plain one.
+VARIANTS = ("redop", "groups", "asynchronous", "coalesced", "graph", "matrix")
+PLACED = ("placement", "buffers")  # where the data lie: told apart by a baseline that tells them apart
 RECORDED = ("throughput_deepspeed", "tgs")  # figures that a profile can score
 
 
@@ -127,17 +130,23 @@ def _load(name: str, kind: Literal["profiles", "baselines"], model: type[D]) -> 
 
 
 def record_baseline(result: RunResult, name: str) -> dict[str, Any]:
-    """A baseline document of every figure of `result` that a profile can score. Raises BadInput if there is none."""
-    figures = []
+    """A baseline document of every figure of `result` that a profile can score. Raises BadInput if there is none.
+
+    What was measured twice (by two cases, or over two transports) counts as it was measured first, as in a score.
+    """
+    figures: list[dict[str, Any]] = []
     for case in result.cases:
         if case.status is None or case.status.state != "passed":
             continue
         for figure in case.figures:
             if figure.metric in RECORDED and figure.estimate is not None:
+                match = matched(figure.tags)
+                if any(known["metric"] == figure.metric and known["match"] == match for known in figures):
+                    continue
                 item: dict[str, Any] = {"metric": figure.metric, "unit": figure.unit, "value": figure.estimate.value}
                 if figure.estimate.low is not None:
                     item |= {"low": figure.estimate.low, "high": figure.estimate.high}
-                figures.append({**item, "match": matched(figure.tags)})
+                figures.append({**item, "match": match})
     passed = [case for case in result.cases if case.status is not None and case.status.state == "passed"]
     specifications = {
         row.parameter.key: row.figure.value for row in parameter_rows(passed, {}, {}) if row.figure and row.figure.value
@@ -157,4 +166,4 @@ def record_baseline(result: RunResult, name: str) -> dict[str, Any]:
 
 def matched(tags: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a figure's tags by which it is found again."""
-    return {key: tags[key] for key in MATCHED if key in tags}
+    return {key: tags[key] for key in (*MATCHED, *VARIANTS, *PLACED) if key in tags}

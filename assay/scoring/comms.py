@@ -17,27 +17,15 @@ from assay.estimates import (
 from assay.record import Block, RankFile
 from assay.scoring import arrival
 from assay.scoring.arrival import call_times
+from assay.scoring.baseline import VARIANTS
 from assay.scoring.ceilings import find, find_figure, least_share
 from assay.scoring.latency import latency_figures, sweep_models
 from assay.scoring.result import Curve, Figure
 from assay.scoring.samples import Array, by_rank, device_of, rate, stacked, tail_figure
 
 _BY_ROOT = ("gather", "scatter", "reduce")
-# What tells two measurements apart. From redop on, a tag is there only where it is not the usual.
-_KEYS = (
-    "op",
-    "bytes",
-    "dtype",
-    "backend",
-    "world",
-    "redop",
-    "placement",
-    "groups",
-    "asynchronous",
-    "coalesced",
-    "means",
-    "graph",
-)
+# What tells two measurements apart. From placement on, a tag is there only where it is not the usual.
+_KEYS = ("op", "bytes", "dtype", "backend", "world", "placement", *VARIANTS, "means")
 
 
 def derive(files: list[RankFile], options: Mapping[str, Any], limits: list[Figure]) -> tuple[list[Figure], list[Curve]]:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from assay.options import CommsOptions
 from assay.options.comms import ITEM_BYTES
-from assay.scoring.baseline import Baseline, BaselineFigure, Profile, ProfileRow, ProfileSection
+from assay.scoring.baseline import PLACED, VARIANTS, Baseline, BaselineFigure, Profile, ProfileRow, ProfileSection
 from assay.scoring.result import CaseResult, Row, RunResult, Scorecard, Section
 from assay.units import format_size
 
@@ -57,11 +57,12 @@ def _equal_rows(figures: Sequence[BaselineFigure]) -> list[ProfileRow]:
 def _row(
     result: RunResult, section: ProfileSection, row: ProfileRow, weight: float, figures: Sequence[BaselineFigure]
 ) -> Row:
-    base = next((item for item in figures if _agrees(row.match, item.match)), None)
+    plainest = sorted(figures, key=lambda item: len(item.match))
+    base = next((item for item in plainest if _agrees(row.match, item.match)), None)
     unit = base.unit if base else ""
     label = label_of(row.match)
     for case in result.cases:
-        # The plainest figure counts: a variant (another reduction, placement, grouping) has more tags.
+        # Of what is measured in several places of memory, the plainest counts: it has the fewest tags.
         for figure in sorted(case.figures, key=lambda figure: len(figure.tags)):
             if figure.metric != section.metric or not _agrees(row.match, figure.tags):
                 continue
@@ -81,7 +82,8 @@ def _row(
 
 
 def _agrees(wanted: Mapping[str, Any], tags: Mapping[str, Any]) -> bool:
-    return all(tags.get(key) == value for key, value in wanted.items())
+    """Whether a figure is the wanted measurement: all that is wanted, and no variant that is not."""
+    return all(tags.get(key) == wanted.get(key) for key in (*wanted, *VARIANTS))
 
 
 def _meant_to_measure(case: CaseResult, wanted: Mapping[str, Any]) -> bool:
@@ -106,10 +108,12 @@ def _sizes_of(case: CaseResult, op: str) -> list[int]:
 
 
 def label_of(match: Mapping[str, Any]) -> str:
-    """A row's name: `all_reduce, 8 ranks, 16 MiB` or `llama-tiny, ddp, 2 ranks`."""
+    """A row's name: `all_reduce, 8 ranks, 16 MiB`, `all_reduce, 2 ranks, 1 KiB, int32, coalesced 4`, `llama-tiny, ddp`."""
     what = [str(match[key]) for key in ("op", "model", "engine") if key in match]
     if "world" in match:
         what.append(f"{match['world']} rank{'' if match['world'] == 1 else 's'}")
     if "bytes" in match:
         what.append(format_size(int(match["bytes"])))
+        what += [str(match["dtype"])] if match.get("dtype", "float32") != "float32" else []
+    what += [f"{key} {match[key]}" for key in (*VARIANTS, *PLACED) if key in match]
     return ", ".join(what)
