@@ -32,6 +32,24 @@ Overrides = Annotated[
         "-o", "--option", metavar="KEY=VALUE", help="change an option of all cases, or of one: case.option=value"
     ),
 ]
+LauncherOption = Annotated[
+    str | None, typer.Option(help="what starts the ranks: local, slurm or mpi [the suite's own, local without]")
+]
+NodesOption = Annotated[int | None, typer.Option("-N", "--nodes", help="number of hosts")]
+PerNodeOption = Annotated[
+    int | None, typer.Option("-n", "--per-node", help="ranks on each host, one for each of its accelerators")
+]
+SpawnOption = Annotated[
+    str | None, typer.Option(help="Slurm: torchrun (one a host) or srun (every rank is a task) [torchrun]")
+]
+OneJobOption = Annotated[
+    bool, typer.Option("--one-job", help="Slurm: the whole suite in one allocation instead of a job for every case")
+]
+SbatchOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="OPTION", help="Slurm: an option of the jobs, such as --sbatch=--partition=gpu [--exclusive]"),
+]
+HostfileOption = Annotated[Path | None, typer.Option(help="MPI: the file that names the hosts, one a line")]
 ProfileOption = Annotated[str | None, typer.Option(help="scoring profile: a shipped name or a file")]
 BaselineOption = Annotated[str | None, typer.Option(help="baseline: a shipped name or a file")]
 
@@ -57,53 +75,148 @@ def run(
     option: Overrides = None,
     resume: Annotated[Path | None, typer.Option(help="finish this run folder instead of making a new one")] = None,
     out: Annotated[Path, typer.Option(help="folder that the run folder is made in")] = Path("runs"),
+    folder: Annotated[
+        Path | None, typer.Option(help="the run folder itself; if it is there already, it is finished")
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="measure the ceilings anew, even if lately measured")] = False,
+    launcher: LauncherOption = None,
+    nodes: NodesOption = None,
+    per_node: PerNodeOption = None,
+    spawn: SpawnOption = None,
+    one_job: OneJobOption = False,
+    sbatch: SbatchOption = None,
+    hostfile: HostfileOption = None,
+    preflight: Annotated[
+        bool, typer.Option("--preflight", help="look first whether all hosts answer, agree and reach each other")
+    ] = False,
+    case: Annotated[list[str] | None, typer.Option(help="with --resume: only this case, of several given ones")] = None,
 ) -> None:
     """Run a suite (or finish one), score it and write its report."""
-    from rich.console import Console
+    import os
 
-    from assay.console import ConsoleWatcher
-    from assay.runner import create_run, examine, new_run_path, resume_run, run_cases
+    from assay.launchers.choice import runs_in_jobs
 
     if (suite is None) == (resume is None):
         raise BadInput("give a suite, or --resume with a run folder; not both")
-    if resume is not None and option:
-        raise BadInput("-o cannot change a run that has begun; start a new one")
-    if resume is not None:
-        folder, cases = resume_run(resume)
+    given = _launch(launcher, nodes, per_node, spawn, one_job, sbatch, hostfile, preflight)
+    if resume is not None and (option or given or folder):
+        raise BadInput("a run that has begun is finished as it began: --resume takes no other option; start a new one")
+    if suite is not None and case:
+        raise BadInput("--case is for --resume; for a new run, write a suite of the cases that you want")
+    started = _resume(resume, case or []) if resume is not None else _load(str(suite), option, given)
+    if runs_in_jobs(started.file, os.environ):
+        _run_as_jobs(started, resume, _target(started, out, folder))
     else:
-        cases = _load(str(suite), option)
-        folder = create_run(cases, new_run_path(cases.file.name, out))
+        _run_here(started, resume, _target(started, out, folder), fresh, report_at_end=not case)
+
+
+def _run_here(suite: "Suite", resume: Path | None, target: Path, fresh: bool, *, report_at_end: bool) -> None:
+    import os
+
+    from rich.console import Console
+
+    from assay.console import ConsoleWatcher
+    from assay.launchers.choice import choose_launcher
+    from assay.rundir import RUNNER, RunDir
+    from assay.runner import create_run, examine, owner_is_gone, run_cases
+
+    choose_launcher(suite.file, os.environ)  # what it needs must be here before anything is written
+    if resume is None and not (target / "run.json").exists():
+        folder = create_run(suite, target)
+    else:
+        folder = RunDir.open(resume or target)
+        folder.lock(RUNNER, owner_is_gone)
     # Schedulers end a job with SIGTERM: the folder is left in as true a state as by Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console(soft_wrap=True)
     console.print(f"run folder: {folder.path}", markup=False, highlight=False)
     try:
-        if cases.file.doctor:
+        if suite.file.doctor:
             console.print("looking whether this machine is fit to be measured …", markup=False, highlight=False)
-        checkup = examine(folder, cases)
+        checkup = examine(folder, suite)
         if checkup is not None:
             console.print(f"{checkup.sentence} More: assay doctor", markup=False, highlight=False)
         with ConsoleWatcher(console) as watcher:
-            passed = run_cases(folder, cases, watcher, checkup=checkup, fresh=fresh)
+            passed = run_cases(folder, suite, watcher, checkup=checkup, fresh=fresh)
     except KeyboardInterrupt:
         print(f"interrupted; what was measured is kept, go on with: assay run --resume {folder.path}", file=sys.stderr)
+        raise SystemExit(INTERRUPTED_EXIT) from None
+    if report_at_end:
+        report(folder.path, None, None, None, None)
+    raise typer.Exit(0 if passed else RUN_FAILED_EXIT)
+
+
+def _run_as_jobs(suite: "Suite", resume: Path | None, target: Path) -> None:
+    from rich.console import Console
+
+    from assay.jobs import check_jobs, run_jobs
+    from assay.rundir import WATCHER, RunDir
+    from assay.runner import create_run
+
+    if resume is None and not (target / "run.json").exists():
+        check_jobs(suite, target)
+        folder = create_run(suite, target, WATCHER)
+    else:
+        folder = RunDir.open(resume or target)
+        folder.lock(WATCHER)
+    console = Console(soft_wrap=True)
+    console.print(f"run folder: {folder.path}", markup=False, highlight=False)
+    try:
+        passed = run_jobs(folder, suite, lambda text: console.print(text, markup=False, highlight=False))
+    except KeyboardInterrupt:
+        print(
+            f"no longer watching; the jobs go on. Watch again with: assay run --resume {folder.path}, "
+            f"end them with: assay cancel {folder.path}",
+            file=sys.stderr,
+        )
         raise SystemExit(INTERRUPTED_EXIT) from None
     report(folder.path, None, None, None, None)
     raise typer.Exit(0 if passed else RUN_FAILED_EXIT)
 
 
+@app.command("cancel")
+def cancel_run(path: RunArgument) -> None:
+    """End the Slurm jobs of a run; what they have measured is kept."""
+    from assay.jobs import cancel_jobs
+    from assay.runner import resume_run
+
+    folder, suite = resume_run(path)
+    ended = cancel_jobs(folder, suite)
+    print(f"cancelled: {', '.join(ended)}" if ended else "no job of this run is queued or running")
+
+
 @app.command()
-def plan(suite: SuiteArgument, option: Overrides = None) -> None:
-    """Print every case's exact command, environment and world. Starts nothing, writes nothing."""
+def plan(
+    suite: SuiteArgument,
+    option: Overrides = None,
+    launcher: LauncherOption = None,
+    nodes: NodesOption = None,
+    per_node: PerNodeOption = None,
+    spawn: SpawnOption = None,
+    one_job: OneJobOption = False,
+    sbatch: SbatchOption = None,
+    hostfile: HostfileOption = None,
+) -> None:
+    """Print every case's exact command, environment and world, and the jobs. Starts nothing, writes nothing."""
+    import os
+
+    from assay.launchers.choice import runs_in_jobs
     from assay.runner import plan as plan_cases
 
-    for item in plan_cases(_load(suite, option), Path("runs/RUN")):
+    loaded = _load(suite, option, _launch(launcher, nodes, per_node, spawn, one_job, sbatch, hostfile, False))
+    for item in plan_cases(loaded, Path("runs/RUN")):
         case = item.case
         print(f"{case.name}: {case.script}, world {case.world}, at most {case.time_limit:g} s")
         for name, value in item.command.env.items():
             print(f"    {name}={value}")
         print(f"    {shlex.join(item.command.argv)}")
+    if runs_in_jobs(loaded.file, os.environ):
+        from assay.jobs import groups
+        from assay.launchers.sbatch import render
+
+        for group in groups(loaded, Path("runs/RUN")):
+            print(f"{group.job.file}:")
+            print("".join(f"    {line}\n" for line in render(group.job).splitlines()), end="")
 
 
 @app.command("list")
@@ -234,8 +347,36 @@ def env() -> None:
     print(json.dumps(document, indent=2, ensure_ascii=False))
 
 
-def _load(suite: str, option: list[str] | None) -> "Suite":
+def _launch(
+    launcher: str | None,
+    nodes: int | None,
+    per_node: int | None,
+    spawn: str | None,
+    one_job: bool,
+    sbatch: list[str] | None,
+    hostfile: Path | None,
+    preflight: bool,
+) -> dict[str, object]:
+    """The keys of a suite that the command line gives. Raises BadInput for a word that is none of those known."""
+    from assay.options.base import nearest
+
+    for flag, word, known in (
+        ("launcher", launcher, ["local", "slurm", "mpi"]),
+        ("spawn", spawn, ["torchrun", "srun"]),
+    ):
+        if word is not None and word not in known:
+            raise BadInput(f"--{flag} {word}: unknown{nearest(word, known)}")
+    given: dict[str, object] = {"launcher": launcher, "nodes": nodes, "per_node": per_node, "spawn": spawn}
+    given |= {"jobs": "suite" if one_job else None, "sbatch": sbatch or None, "preflight": preflight or None}
+    given["hostfile"] = str(hostfile.resolve()) if hostfile else None
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _load(suite: str, option: list[str] | None, given: dict[str, object]) -> "Suite":
+    import os
+
     from assay.catalogue import find_suite
+    from assay.launchers.choice import launch_keys
     from assay.scoring.baseline import load_profile
     from assay.suite import load_suite
 
@@ -245,10 +386,39 @@ def _load(suite: str, option: list[str] | None) -> "Suite":
         if not equals or not key:
             raise BadInput(f"-o {text}: expected KEY=VALUE, for example -o steps=20")
         overrides[key] = value
-    loaded = load_suite(find_suite(suite), overrides)
+    loaded = load_suite(find_suite(suite), overrides, lambda file: launch_keys(file, given, os.environ))
     if loaded.file.profile is not None:
         load_profile(loaded.file.profile)  # a name that does not exist must not be found out after hours of measuring
     return loaded
+
+
+def _resume(path: Path, names: list[str]) -> "Suite":
+    from dataclasses import replace
+
+    from assay.options.base import nearest
+    from assay.runner import resume_run
+
+    _, suite = resume_run(path)
+    known = [case.name for case in suite.cases]
+    for name in names:
+        if name not in known:
+            raise BadInput(f"--case {name}: {path} has no such case{nearest(name, known)}")
+    return replace(suite, cases=[case for case in suite.cases if case.name in names]) if names else suite
+
+
+def _target(suite: "Suite", out: Path, folder: Path | None) -> Path:
+    """Where the run goes. Raises BadInput if the folder that was asked for holds another run."""
+    from assay.runner import new_run_path, resume_run
+
+    if folder is None:
+        return new_run_path(suite.file.name, out)
+    if (folder / "run.json").exists():
+        _, there = resume_run(folder)
+        if [case.document() for case in there.cases] != [case.document() for case in suite.cases]:
+            raise BadInput(
+                f"--folder {folder}: holds a run of another suite, or with other options; give another folder"
+            )
+    return folder
 
 
 def main() -> NoReturn:

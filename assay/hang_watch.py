@@ -165,6 +165,11 @@ def collect_stacks(folder: Path) -> list[Path]:
     return [path for path in files if _length(path)]
 
 
+def stack_files(folder: Path) -> list[Path]:
+    """The files of stacks in `folder` that have become something, of whatever host's ranks."""
+    return [path for path in sorted(folder.resolve().glob("stacks-rank-*.txt")) if _length(path)]
+
+
 def _length(path: Path) -> int | None:
     """Bytes written so far; None once it is gone, as the file of a rank that has come to its end."""
     try:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from assay.errors import BadInput
+from assay.layout import counts_per_node
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,24 @@ _LAUNCHERS = (
 )
 
 
+_OF_RANKS = re.compile(
+    r"(LOCAL_|GROUP_|ROLE_)?RANK|ROLE_NAME|(LOCAL_|GROUP_|ROLE_)?WORLD_SIZE|MASTER_(ADDR|PORT)"
+    r"|TORCHELASTIC_\w+|OMPI_COMM_WORLD_\w+|PMI_(RANK|SIZE)|ASSAY_(LIFELINE|BEACONS)"
+)
+
+
+def tells_of_a_rank(name: str) -> bool:
+    """Whether a variable says which rank of which world a process is; whoever starts ranks gives them their own."""
+    return _OF_RANKS.fullmatch(name) is not None
+
+
 def placement(env: Mapping[str, str]) -> Placement:
     """This process's place by its launcher's variables; rank 0 of 1 without any.
 
-    Raises BadInput if a variable is no number or the place is impossible.
+    Raises BadInput if a variable is no number, the place is impossible, or two launchers tell two places.
     """
     in_step = "SLURM_PROCID" in env and "SLURM_STEP_NUM_TASKS" in env
+    _check_one_launcher(env, in_step)
     for launcher, rank, world, local_rank, local_world in _LAUNCHERS:
         if rank not in env or world not in env:
             continue
@@ -56,6 +69,28 @@ def placement(env: Mapping[str, str]) -> Placement:
         place = _checked("Slurm", env, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", None)
         return Placement(place.rank, place.world, place.local_rank, _slurm_local_world(env), "Slurm")
     return Placement(0, 1, 0, 1, "none")
+
+
+def _check_one_launcher(env: Mapping[str, str], in_step: bool) -> None:
+    """torchrun's own ranks have its mark, and may well run below another launcher. RANK without it was set by hand."""
+    if "TORCHELASTIC_RUN_ID" in env or "RANK" not in env or "WORLD_SIZE" not in env:
+        return
+    by_hand = (env["RANK"], env["WORLD_SIZE"])
+    if not all(text.isascii() and text.isdigit() for text in by_hand):
+        return  # the checks of the place itself say so
+    others = {"Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")}
+    if in_step:
+        others["Slurm"] = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
+    for launcher, (rank, world) in others.items():
+        told = (env.get(rank, ""), env.get(world, ""))
+        if not all(text.isascii() and text.isdigit() for text in told) or told == by_hand or told[1] == "1":
+            continue
+        # More ranks than processes: a launcher of its own (deepspeed, accelerate) started them below each process.
+        if int(by_hand[1]) <= int(told[1]):
+            raise BadInput(
+                f"environment: RANK={by_hand[0]} of WORLD_SIZE={by_hand[1]}, but {launcher} started this process as "
+                f"{rank}={told[0]} of {world}={told[1]}; unset RANK and WORLD_SIZE, or start with one launcher"
+            )
 
 
 def _checked(
@@ -77,11 +112,7 @@ def _checked(
 
 def _slurm_local_world(env: Mapping[str, str]) -> int:
     # SLURM_STEP_TASKS_PER_NODE: "2(x3),1" = 2, 2, 2, 1 tasks on the nodes in order.
-    counts: list[int] = []
-    for part in env.get("SLURM_STEP_TASKS_PER_NODE", "").split(","):
-        count, _, times = part.partition("(x")
-        if count.isdigit():
-            counts += [int(count)] * int(times.rstrip(")") or 1)
+    counts = counts_per_node(env.get("SLURM_STEP_TASKS_PER_NODE", ""))
     node = env.get("SLURM_NODEID", "0")
     index = int(node) if node.isdigit() else 0
     return counts[index] if index < len(counts) else int(env["SLURM_STEP_NUM_TASKS"])

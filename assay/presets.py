@@ -28,11 +28,16 @@ class ModelShape:
         return self.hidden // self.heads
 
 
+_LLAMA = "LLaMA (Touvron et al. 2023), table 2; intermediate: 8/3 of hidden up to a multiple of 256, as its code has it"
+_INTERNLM = "config.json and configuration_internlm.py of internlm/internlm-7b"
+
 # Tiny twins keep the proportions of the family (gated MLP of 8/3 hidden) at a size that a laptop trains in seconds.
 MODELS: dict[str, ModelShape] = {
     shape.name: shape
     for shape in (
         ModelShape("llama-tiny", "llama", 2048, 192, 4, 6, 6, 512),
         ModelShape("internlm-tiny", "internlm", 2048, 192, 4, 6, 6, 512),
+        ModelShape("llama-7b", "llama", 32000, 4096, 32, 32, 32, 11008, source=_LLAMA),
+        ModelShape("internlm-7b", "internlm", 103168, 4096, 32, 32, 32, 11008, source=_INTERNLM),
     )
 }

@@ -141,15 +141,18 @@ def _check_world(options: ScriptOptions, place: Placement) -> None:
 
 def _check_agreement(options: ScriptOptions, world: World) -> None:
     # Ranks that were started with other options meet in different calls, and hang there.
-    everyone = [dict(one) for one in world.gather(options.model_dump(mode="json")) if isinstance(one, dict)]
-    for rank, other in enumerate(everyone):
-        for key, value in everyone[0].items():
-            if other.get(key) != value:
-                flag = "--" + key.replace("_", "-")
-                raise BadInput(
-                    f"{flag}: rank {rank} on {world.hosts[rank]} was given {other.get(key)}, rank 0 {value}; "
-                    "start every rank with the same arguments"
-                )
+    own = options.model_dump(mode="json")
+    first = world.broadcast(own)
+    key = next((key for key, value in first.items() if own.get(key) != value), None)
+    fault = ""
+    if key is not None:
+        fault = (
+            f"--{key.replace('_', '-')}: rank {world.rank} on {world.hosts[world.rank]} was given {own.get(key)}, "
+            f"rank 0 {first[key]}; start every rank with the same arguments"
+        )
+    told = world.first_said(fault)
+    if told:
+        raise BadInput(told)
 
 
 def _open_recorder(out: Path | None, script: str, world: World, device: Device) -> Recorder:

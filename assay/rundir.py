@@ -2,6 +2,7 @@
 
 runs/<run>/run.json                       resolved suite, code, versions, environment, machine
           /runner.lock                    who owns the folder
+          /watcher.lock, jobs/            under Slurm: who watches the jobs; their files, ids and output
           /doctor.json                    whether the machine was fit to be measured
           /cases/<case>/case.json         resolved case
                        /attempt-<k>/      command.json, stdout.log, stderr.log, status.json, rank-*.jsonl
@@ -14,7 +15,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,8 @@ import psutil
 from assay.errors import BadInput, RunFailed
 
 SCHEMA = "assay-run/1"
+RUNNER = "runner.lock"
+WATCHER = "watcher.lock"  # who submits jobs and watches them; the runner is then inside the job
 ORPHAN_SECONDS = 20.0  # how long the ranks of a killed runner may take to be gone
 
 State = Literal["passed", "failed", "timeout", "skipped"]
@@ -145,16 +148,20 @@ class RunDir:
         self._lock_fd: int | None = None
 
     @classmethod
-    def create(cls, path: Path, document: Mapping[str, Any]) -> "RunDir":
-        """Make the folder with its run.json. Raises BadInput if something is there already."""
+    def create(cls, path: Path, document: Mapping[str, Any], lock: str = RUNNER) -> "RunDir":
+        """Make the folder with its run.json, owned by `lock`. Raises BadInput if something is there already."""
         try:
             path.mkdir(parents=True)
         except FileExistsError:
-            raise BadInput(f"{path}: exists already; resume it with --resume {path} or give another --out") from None
+            # Killed before its run.json was there, a run has left nothing but its lock and half a file.
+            if not all(one.suffix in (".lock", ".tmp") for one in path.iterdir()):
+                raise BadInput(
+                    f"{path}: exists already; resume it with --resume {path} or give another --out"
+                ) from None
         except OSError as error:
             raise BadInput(f"{path}: cannot be made ({error.strerror}); give another --out") from error
         run = cls(path)
-        run.lock()
+        run.lock(lock)
         write_document(path / "run.json", {"schema": SCHEMA, **document})
         return run
 
@@ -193,26 +200,28 @@ class RunDir:
             if case.path.is_dir():
                 yield case
 
-    def lock(self) -> None:
-        """Become the folder's one runner. Raises BadInput, naming the owner, if another runner lives.
+    def lock(self, name: str = RUNNER, is_gone: Callable[[Mapping[str, Any]], bool] = lambda owner: False) -> None:
+        """Become the folder's one runner (or watcher, by `name`). Raises BadInput, naming the owner, if another lives.
+
+        is_gone: whether an owner on another host, which cannot be seen from here, is known to have ended.
 
         The file names the owner for people; the kernel's lock on it is what counts. The lock is inherited by the
         processes that end a dead runner's ranks, so it is free only when none of those can write any more.
         """
-        path = self.path / "runner.lock"
+        path = self.path / name
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise RunFailed(_refused(path, error)) from error
         try:
-            self._own(fd, path)
+            self._own(fd, path, is_gone)
         except BaseException:
             os.close(fd)
             raise
         os.set_inheritable(fd, False)
         self._lock_fd = fd
 
-    def _own(self, fd: int, path: Path) -> None:
+    def _own(self, fd: int, path: Path, is_gone: Callable[[Mapping[str, Any]], bool]) -> None:
         deadline = time.monotonic() + ORPHAN_SECONDS
         while True:
             try:
@@ -220,7 +229,7 @@ class RunDir:
                 break
             except BlockingIOError:
                 owner = _owner(fd)
-                if owner is None or _lives(owner) or time.monotonic() > deadline:
+                if owner is None or _lives(owner, is_gone) or time.monotonic() > deadline:
                     raise BadInput(
                         f"{self.path}: another runner owns this folder ({_describe(owner)}); "
                         "wait for it, or end it and run again"
@@ -232,7 +241,7 @@ class RunDir:
                     f"{path}: this file system has no locks ({why}); put the run folder on one that has"
                 ) from error
         owner = _owner(fd)
-        if owner is not None and owner.get("host") != platform.node():
+        if owner is not None and owner.get("host") != platform.node() and not is_gone(owner):
             raise BadInput(
                 f"{self.path}: a runner on another host owns this folder ({_describe(owner)}); "
                 f"if it is gone, remove {path} and run again"
@@ -274,7 +283,9 @@ class RunDir:
 
 def _self_description() -> dict[str, Any]:
     me = psutil.Process()
-    return {"pid": me.pid, "start_time": me.create_time(), "host": platform.node()}
+    about = {"pid": me.pid, "start_time": me.create_time(), "host": platform.node()}
+    # A job that is requeued comes back on another host under its old number: so it knows itself again.
+    return {**about, "slurm_job": os.environ.get("SLURM_JOB_ID")}
 
 
 def _owner(fd: int) -> dict[str, Any] | None:
@@ -285,9 +296,9 @@ def _owner(fd: int) -> dict[str, Any] | None:
     return owner if isinstance(owner, dict) else None
 
 
-def _lives(owner: Mapping[str, Any]) -> bool:
+def _lives(owner: Mapping[str, Any], is_gone: Callable[[Mapping[str, Any]], bool]) -> bool:
     if owner.get("host") != platform.node():
-        return True  # cannot be seen from here: never take over
+        return not is_gone(owner)  # cannot be seen from here: never take over unless it is known
     try:
         process = psutil.Process(int(owner["pid"]))
         return (

@@ -3,7 +3,7 @@
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,11 +12,16 @@ from assay import ceiling_cache, machine
 from assay.doctor import checkup as doctor
 from assay.doctor.checkup import Checkup
 from assay.errors import BadInput, RunFailed
-from assay.launchers import local
+from assay.launchers.choice import choose_launcher, launcher_on_paper
+from assay.launchers.job_state import NoAnswer, ask
+from assay.launchers.ports import check_port
+from assay.launchers.protocol import Command, Job, Launcher, Outcome
+from assay.options.base import command_line
 from assay.progress import parse_progress
 from assay.record import read_header
-from assay.rundir import RunDir, Status, write_document
-from assay.suite import Case, Suite, build_suite
+from assay.rundir import RUNNER, RunDir, Status, write_document
+from assay.scripts import script_path
+from assay.suite import Case, Suite, build_suite, layout_of
 
 
 class Watcher(Protocol):
@@ -40,7 +45,7 @@ class Plan:
     """One case of a plan: what would be started, exactly."""
 
     case: Case
-    command: local.Command
+    command: Command
 
 
 def new_run_path(name: str, parent: Path) -> Path:
@@ -54,17 +59,23 @@ def new_run_path(name: str, parent: Path) -> Path:
 
 def plan(suite: Suite, run_path: Path) -> list[Plan]:
     """The command of every case, as a run into `run_path` would start it. Nothing is started or written."""
-    return [Plan(case, _render(suite, case, run_path / "cases" / case.name / "attempt-1")) for case in suite.cases]
+    launcher = launcher_on_paper(suite.file, os.environ)
+    return [
+        Plan(case, launcher.render(_job(suite, case, run_path / "cases" / case.name / "attempt-1"), port, os.environ))
+        for case in suite.cases
+        for port in [suite.file.port]
+    ]
 
 
-def _render(suite: Suite, case: Case, attempt: Path) -> local.Command:
+def _job(suite: Suite, case: Case, attempt: Path) -> Job:
     options = case.options.model_copy(update={"out": attempt.resolve()})
-    return local.render(case.script, options, case.world, suite.file.port, os.environ)
+    program = (str(script_path(case.script)), *command_line(options))
+    return Job(case.name, program, layout_of(case, suite.file), attempt)
 
 
-def create_run(suite: Suite, path: Path) -> RunDir:
+def create_run(suite: Suite, path: Path, lock: str = RUNNER) -> RunDir:
     """Make the run folder with everything a reader needs to know about suite, code, versions and machine."""
-    local.check_port(suite.file.port)
+    check_port(suite.file.port)
     return RunDir.create(
         path,
         {
@@ -77,18 +88,34 @@ def create_run(suite: Suite, path: Path) -> RunDir:
             "host": machine.host(),
             "environment": machine.environment(os.environ),
         },
+        lock,
     )
 
 
 def resume_run(path: Path) -> tuple[RunDir, Suite]:
-    """Take up an unfinished run folder: the suite is the one in its run.json. Raises BadInput if it cannot be."""
+    """Take up an unfinished run folder: the suite is the one in its run.json. Raises BadInput if it cannot be.
+
+    The caller locks it.
+    """
     run = RunDir.open(path)
     if "imported" in run.document():
         raise BadInput(f"{path}: was imported from another tool's output; there is nothing to resume")
-    run.lock()
     suite = build_suite(run.document().get("suite"), f"{path}/run.json")
-    local.check_port(suite.file.port)
     return run, suite
+
+
+def owner_is_gone(owner: Mapping[str, Any]) -> bool:
+    """Whether the runner on another host that owns a folder has ended, as Slurm tells: its job is ours, or is over."""
+    job = owner.get("slurm_job")
+    if not isinstance(job, str) or not job.isdigit():
+        return False
+    if job == os.environ.get("SLURM_JOB_ID"):
+        return True  # this very job, requeued
+    try:
+        state = ask([job]).get(job)
+    except NoAnswer:
+        return False
+    return state is None or state.ended
 
 
 def examine(run: RunDir, suite: Suite) -> Checkup | None:
@@ -109,9 +136,14 @@ def examine(run: RunDir, suite: Suite) -> Checkup | None:
 
 
 def run_cases(
-    run: RunDir, suite: Suite, watcher: Watcher, *, checkup: Checkup | None = None, fresh: bool = False
+    run: RunDir,
+    suite: Suite,
+    watcher: Watcher,
+    *,
+    checkup: Checkup | None = None,
+    fresh: bool = False,
 ) -> bool:
-    """Run every case that has not passed; whether all have passed in the end.
+    """Run every case that has not passed, on the hosts that this process has; whether all have passed in the end.
 
     checkup: what the doctor found. fresh: measure ceilings anew even where lately measured ones are kept.
 
@@ -119,6 +151,13 @@ def run_cases(
     state: whatever had ended has its status, and whatever was under way is marked or runs again.
     """
     try:
+        launcher = choose_launcher(suite.file, os.environ)
+        for case in suite.cases:
+            nodes = layout_of(case, suite.file).nodes
+            if launcher.hosts is not None and nodes > launcher.hosts:
+                raise BadInput(
+                    f"case {case.name!r}: needs {nodes} hosts, but there are {launcher.hosts} here; ask for more"
+                )
         clock = _TimeLeft(suite)
         passed = True
         fresh = fresh or not _all_kept(run, suite, checkup)
@@ -134,7 +173,7 @@ def run_cases(
             identity = ceiling_cache.identity(case, os.environ, checkup) if case.reuse_within else {}
             status = None if fresh else _reuse(run, case, attempt, identity)
             if status is None:
-                status = _run_case(run, suite, case, attempt, watcher, clock)
+                status = _run_case(run, suite, case, launcher, attempt, watcher, clock)
                 refusal = ceiling_cache.keep(case, identity, attempt, os.environ, checkup) if _passed(status) else None
                 if refusal:
                     status = replace(status, reason=refusal)
@@ -169,8 +208,17 @@ def _reuse(run: RunDir, case: Case, attempt: Path, identity: Mapping[str, Any]) 
     return status
 
 
-def _run_case(run: RunDir, suite: Suite, case: Case, attempt: Path, watcher: Watcher, clock: "_TimeLeft") -> Status:
-    command = _render(suite, case, attempt)
+def _run_case(
+    run: RunDir,
+    suite: Suite,
+    case: Case,
+    launcher: Launcher,
+    attempt: Path,
+    watcher: Watcher,
+    clock: "_TimeLeft",
+) -> Status:
+    job = _job(suite, case, attempt)
+    command = launcher.render(job, launcher.meeting_port(suite.file.port), os.environ)
     # Each attempt says by what it was made: a resumed run may have met other code or another host.
     provenance = {"revision": machine.code()["revision"], "host": platform.node(), "software": machine.software()}
     write_document(
@@ -188,8 +236,8 @@ def _run_case(run: RunDir, suite: Suite, case: Case, attempt: Path, watcher: Wat
             )
 
     try:
-        outcome = local.run(command, attempt, case.time_limit, run.lock_fd, on_line)
-        status = _judge(case, attempt, outcome)
+        outcome = launcher.submit(command, job, run.lock_fd, on_line).watch(case.time_limit)
+        status = _judge(case, attempt, outcome, launcher.collect(job))
     except KeyboardInterrupt:
         seconds = time.monotonic() - begun
         status = Status(
@@ -203,7 +251,7 @@ def _run_case(run: RunDir, suite: Suite, case: Case, attempt: Path, watcher: Wat
     return status
 
 
-def _judge(case: Case, attempt: Path, outcome: local.Outcome) -> Status:
+def _judge(case: Case, attempt: Path, outcome: Outcome, undelivered: Sequence[str]) -> Status:
     log = attempt / "stderr.log"
     if outcome.timed_out:
         found = outcome.diagnosis
@@ -224,6 +272,7 @@ def _judge(case: Case, attempt: Path, outcome: local.Outcome) -> Status:
         return Status("failed", "run", outcome.exit_code, outcome.seconds, reason, f"see {log}")
     missing = missing_records(case, attempt)
     if missing:
+        missing = "; ".join([missing, *undelivered])
         advice = "the script must run in every rank and write its records to --out"
         return Status("failed", "records", 0, outcome.seconds, missing, advice)
     return Status("passed", "run", 0, outcome.seconds)

@@ -1,8 +1,8 @@
 """Strict suite YAML: every key is known, every error names file, line, key and what was expected."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,15 @@ import yaml
 from pydantic import ValidationError
 
 from assay.errors import BadInput
+from assay.layout import Layout, lay_out
 from assay.located import KeyPath, Where, read_yaml
 from assay.options import SCRIPTS, LimitsOptions, PretrainOptions, ScriptOptions
 from assay.options.base import nearest, problems
 from assay.suite_format import NAME, CaseEntry, SuiteFile
 
 LIMITS_SCRIPT = "specs/limits"
-MOST_LOCAL_RANKS = 1024  # far above any host; a slip of the finger must not fork the machine to death
+MOST_RANKS_ON_A_HOST = 1024  # far above any host; a slip of the finger must not fork the machine to death
+Launch = Callable[[Mapping[str, Any]], Mapping[str, object]]
 _OWNED = ("out",)  # options that the runner sets
 
 
@@ -59,8 +61,10 @@ class Suite:
         return {**head, "limits": False, "cases": [case.document() for case in self.cases]}
 
 
-def load_suite(path: Path, overrides: Mapping[str, str] | None = None) -> Suite:
+def load_suite(path: Path, overrides: Mapping[str, str] | None = None, launch: Launch | None = None) -> Suite:
     """Read, check and expand a suite. `overrides`: `option` or `case.option` → text of its YAML value.
+
+    launch: from the file's own keys to those that replace them: how it is launched is not the file's alone to say.
 
     Raises BadInput with one sentence a problem: file, line, key, what was expected, the nearest valid name.
     """
@@ -72,33 +76,43 @@ def load_suite(path: Path, overrides: Mapping[str, str] | None = None) -> Suite:
         raise BadInput(
             f"{path}: {(error.strerror or str(error)).lower()}; give a suite file or a name from `assay list`"
         ) from error
-    return parse_suite(text, str(path), overrides)
+    return parse_suite(text, str(path), overrides, launch)
 
 
-def parse_suite(text: str, source: str, overrides: Mapping[str, str] | None = None) -> Suite:
+def parse_suite(
+    text: str,
+    source: str,
+    overrides: Mapping[str, str] | None = None,
+    launch: Launch | None = None,
+) -> Suite:
     """As load_suite, from text. `source` stands for the file in sentences."""
     data, lines = read_yaml(text, source)
-    return build_suite(data, source, lines, overrides)
+    return build_suite(data, source, lines, overrides, launch)
 
 
 def build_suite(
-    data: object, source: str, lines: Mapping[KeyPath, int] | None = None, overrides: Mapping[str, str] | None = None
+    data: object,
+    source: str,
+    lines: Mapping[KeyPath, int] | None = None,
+    overrides: Mapping[str, str] | None = None,
+    launch: Launch | None = None,
 ) -> Suite:
     """A suite from plain data, such as the resolved suite in run.json. Raises BadInput."""
     where = Where(source, lines or {})
     if not isinstance(data, dict):
         raise BadInput(f"{source}: expected a mapping with the keys assay, name and cases; see suites/quick.yaml")
     try:
-        file = SuiteFile.model_validate(data, strict=True)
+        file = SuiteFile.model_validate({**data, **(launch(data) if launch else {})}, strict=True)
     except ValidationError as error:
         raise BadInput("\n".join(where.sentence(path, said) for path, said in problems(error, SuiteFile))) from None
     cases = _expand(file, where, _parse_overrides(overrides or {}))
     if file.limits:
         cases = [*_limit_cases(file, cases), *cases]
-    names = [case.name for case in cases]
-    for index, name in enumerate(names):
-        if name.lower() in (other.lower() for other in names[:index]):
-            raise BadInput(f"{source}: two cases are called {name!r}; give each its own name")
+    names: set[str] = set()
+    for case in cases:
+        if case.name.lower() in names:
+            raise BadInput(f"{source}: two cases are called {case.name!r}; give each its own name")
+        names.add(case.name.lower())
     return Suite(source, file, cases)
 
 
@@ -117,7 +131,7 @@ def _expand(file: SuiteFile, where: Where, overrides: Mapping[str, object]) -> l
     cases: list[Case] = []
     for index, entry in enumerate(file.cases):
         model = SCRIPTS[entry.script]
-        for suffix, world, chosen in _combinations(entry, model, where, index):
+        for suffix, world, chosen in _combinations(entry, file, model, where, index):
             name = f"{entry.name}{suffix}"
             if not NAME.fullmatch(name):
                 raise BadInput(
@@ -129,7 +143,7 @@ def _expand(file: SuiteFile, where: Where, overrides: Mapping[str, object]) -> l
                     raise BadInput(f"-o {key}: case {entry.name!r} varies it in its matrix; change the suite instead")
             used |= set(mine.values())
             values = {option: overrides[key] for option, key in mine.items()}
-            ranks = _whole(values.pop("world", world), mine.get("world", "world"))
+            ranks = _ranks(values.pop("world", world), mine.get("world", "world"), file)
             limit = _seconds(values.pop("time_limit", entry.time_limit or file.time_limit), mine.get("time_limit", ""))
             options = _options(model, {**entry.options, **chosen, **values}, where, index, name, ranks, mine)
             if entry.reuse_within and not entry.script.startswith("specs/"):
@@ -137,12 +151,18 @@ def _expand(file: SuiteFile, where: Where, overrides: Mapping[str, object]) -> l
                 raise BadInput(where.sentence(path, f"{entry.script} is measured in every run; leave it out"))
             cases.append(Case(name, entry.script, ranks, limit, options, entry.reuse_within))
     for case in cases:
-        if case.world > MOST_LOCAL_RANKS:
-            said = f"case {case.name!r}: {case.world} ranks on one host; the local launcher starts {MOST_LOCAL_RANKS} at most"
-            raise BadInput(where.sentence((), said))
-        if case.options.needs_mpi:
-            said = f"case {case.name!r}: the local launcher starts torchrun, and MPI needs mpirun; run {case.script}.py by hand"
-            raise BadInput(where.sentence((), said))
+        try:
+            layout = layout_of(case, file)
+        except BadInput as error:
+            raise BadInput(where.sentence((), f"case {case.name!r}: {error}")) from None
+        if layout.per_node > MOST_RANKS_ON_A_HOST:
+            said = (
+                f"{layout.per_node} ranks on one host; {MOST_RANKS_ON_A_HOST} are the most; give -n with ranks per host"
+            )
+            raise BadInput(where.sentence((), f"case {case.name!r}: {said}"))
+        if case.options.needs_mpi and file.launcher != "mpi":
+            said = f"the {file.launcher} launcher starts ranks that are no MPI world; run the suite with --launcher mpi"
+            raise BadInput(where.sentence((), f"case {case.name!r}: {said}"))
     for key in overrides:
         if key not in used:
             raise BadInput(_unknown_override(key, file, cases))
@@ -169,7 +189,20 @@ def _seconds(value: object, key: str) -> float:
     return float(value)
 
 
-def _whole(value: object, key: str) -> int:
+def layout_of(case: Case, file: SuiteFile) -> Layout:
+    """How a case's ranks lie on hosts. Raises BadInput if they do not fit on them."""
+    if file.launcher == "local":
+        return Layout(case.world, case.world)
+    return lay_out(case.world, file.per_node or case.world, file.nodes)
+
+
+def _ranks(value: object, key: str, file: SuiteFile) -> int:
+    if value == "all":
+        nodes = 1 if file.launcher == "local" else file.nodes
+        if nodes is None or file.per_node is None:
+            lacking = "ranks there are on each host; give -n" if nodes else "hosts there are; give -N, and -n"
+            raise BadInput(f"world: all needs to know how many {lacking}")
+        return nodes * file.per_node
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise BadInput(f"-o {key}: expected a whole number above 0, got {value!r}")
     return value
@@ -188,7 +221,7 @@ def _unknown_override(key: str, file: SuiteFile, cases: Sequence[Case]) -> str:
 
 
 def _combinations(
-    entry: CaseEntry, model: type[ScriptOptions], where: Where, index: int
+    entry: CaseEntry, file: SuiteFile, model: type[ScriptOptions], where: Where, index: int
 ) -> Iterator[tuple[str, int, dict[str, Any]]]:
     axes: list[list[tuple[str, Any]]] = []
     for key, values in entry.matrix.items():
@@ -203,6 +236,8 @@ def _combinations(
     for combination in product(*axes):
         chosen = dict(combination)
         world = chosen.pop("world", entry.world)
+        if world == "all":
+            world = _ranks(world, "world", file)
         if isinstance(world, bool) or not isinstance(world, int) or world < 1:
             path = ("cases", index, "matrix", "worlds")
             raise BadInput(where.sentence(path, f"expected whole numbers above 0, got {world!r}"))
@@ -264,5 +299,7 @@ def _limit_cases(file: SuiteFile, cases: list[Case]) -> list[Case]:
             device=device, backend=backend, dtypes=tuple(sorted(dtypes, reverse=True)) or ("float32",)
         )
         name = f"limits-{world}" + (f"-{_slug(device)}-{_slug(backend)}" if several else "")
-        made.append(Case(name, LIMITS_SCRIPT, world, file.time_limit, options, file.limits_max_age))
+        case = Case(name, LIMITS_SCRIPT, world, file.time_limit, options)
+        # What was measured on other hosts is no ceiling of these; only of one host is it known which it was.
+        made.append(replace(case, reuse_within=file.limits_max_age) if layout_of(case, file).nodes == 1 else case)
     return made

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from assay.options import SCRIPTS, Options
-from assay.options.base import nearest
+from assay.options.base import PathText, nearest
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 
@@ -23,6 +23,12 @@ def _known_script(value: object) -> object:
     return value
 
 
+def _sbatch_option(value: object) -> object:
+    if not isinstance(value, str) or not re.fullmatch(r"--?[a-zA-Z][^\n\r]*", value):
+        raise ValueError(f"expected an option of sbatch in one line, such as --partition=gpu, got {value!r}")
+    return value
+
+
 Name = Annotated[str, BeforeValidator(_plain_name)]
 
 
@@ -33,7 +39,9 @@ class CaseEntry(Options):
     script: Annotated[str, BeforeValidator(_known_script)] = Field(
         description="which script measures, such as comms/bench"
     )
-    world: int = Field(1, ge=1, description="number of ranks")
+    world: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+        1, description="number of ranks; all: as many as there are, nodes × per_node"
+    )
     time_limit: float | None = Field(None, gt=0, description="seconds after which the case is ended")
     reuse_within: float = Field(
         0.0,
@@ -55,7 +63,22 @@ class SuiteFile(Options):
     smoke_of: Name | None = Field(
         None, description="the suite of which this is the twin with small sizes; its figures stand for nothing else"
     )
-    launcher: Literal["local"] = Field("local", description="what starts the ranks")
+    launcher: Literal["local", "slurm", "mpi"] = Field("local", description="what starts the ranks")
+    nodes: int | None = Field(None, ge=1, description="number of hosts; a Slurm job knows its own")
+    per_node: int | None = Field(None, ge=1, description="ranks on a host; a Slurm job takes one for each of its GPUs")
+    spawn: Literal["torchrun", "srun"] = Field(
+        "torchrun", description="Slurm: one torchrun a host, or every rank a task of srun's"
+    )
+    jobs: Literal["case", "suite"] = Field(
+        "case", description="Slurm, outside of a job: a job for every case, or one allocation for the suite"
+    )
+    sbatch: list[Annotated[str, BeforeValidator(_sbatch_option)]] = Field(
+        default_factory=lambda: ["--exclusive"], description="Slurm: options of the jobs, such as --partition=gpu"
+    )
+    hostfile: PathText | None = Field(None, description="MPI: the file that names the hosts, one a line")
+    preflight: bool = Field(
+        False, description="before the first case: do all hosts answer, agree and reach each other?"
+    )
     port: int | None = Field(None, ge=1, le=65535, description="rendezvous port; a free one is chosen without it")
     limits: bool = Field(True, description="measure this machine's ceilings first, for every number of ranks")
     limits_max_age: float = Field(

@@ -9,13 +9,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from assay import machine
-from assay.channel import Alone, Channel, MpiChannel, TorchChannel
+from assay.channel import Alone, Channel, MpiChannel, TorchChannel, first_said
 from assay.device import Device, built_in_backends
 from assay.errors import BadInput, RunFailed
 from assay.placement import Placement, rendezvous_environment
@@ -23,8 +23,11 @@ from assay.placement import Placement, rendezvous_environment
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined] # documented, but re-exported implicitly
 
+T = TypeVar("T")
+
 LEAVE_SECONDS = 10.0
 MPI_BACKEND = "mpi4py"  # torch has a backend "mpi" of its own
+MOST_MESHED = 64  # ranks that gloo may connect each with each before the first call
 OPERATION_TIMEOUT = timedelta(minutes=30)  # of one collective; the case's time limit ends a hang much earlier
 
 
@@ -54,9 +57,21 @@ class World:
         """Return when all ranks have come."""
         self.channel.barrier()
 
+    def collect(self, item: T) -> list[T] | None:
+        """`item` of every rank in the order of ranks, on rank 0; None elsewhere. For small things outside timed regions."""
+        return self.channel.collect(item)
+
+    def broadcast(self, item: T, source: int = 0) -> T:
+        """`item` of rank `source`, on every rank."""
+        return self.channel.broadcast(item, source)
+
     def gather(self, item: object) -> list[object]:
-        """`item` of every rank, on every rank, in the order of ranks. For small things outside timed regions."""
+        """`item` of every rank, on every rank. Only for what ranks of a host share: see Channel."""
         return self.channel.gather(item)
+
+    def first_said(self, said: str) -> str | None:
+        """What the lowest rank with something to say says, on every rank; None if all give an empty text."""
+        return first_said(self.channel, said)
 
     def agree(self, value: int) -> int:
         """Rank 0's value, on every rank: ranks that decide for themselves end up in different calls."""
@@ -65,6 +80,10 @@ class World:
     def largest(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """The elementwise maximum over ranks of equally long `values`."""
         return self.channel.largest(values)
+
+    def total(self, value: float) -> float:
+        """The sum of `value` over ranks, on every rank. Exact for whole numbers below 2^53."""
+        return float(self.channel.total(np.array([value], dtype=np.float64))[0])
 
 
 def first_of_second_host(hosts: Sequence[str]) -> int:
@@ -102,7 +121,7 @@ def meet_over_mpi(comm: Any) -> None:
     with socket.socket() as probe:
         probe.bind(("", 0))
         where = comm.bcast((platform.node(), probe.getsockname()[1]), 0)
-    several = len(set(comm.allgather(platform.node()))) > 1
+    several = MpiChannel(comm).largest(np.array([float(platform.node() != where[0])]))[0] > 0
     os.environ.setdefault("MASTER_ADDR", where[0] if several else "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", str(where[1]))
 
@@ -125,8 +144,18 @@ def _control(backend: str, device: Device) -> Channel:
     if backend == "gloo":
         return TorchChannel(dist.group.WORLD, cpu)
     if dist.is_gloo_available():
+        _connect_on_demand()
         return TorchChannel(dist.new_group(backend="gloo", timeout=OPERATION_TIMEOUT), cpu)
     return TorchChannel(dist.group.WORLD, device.torch_device)
+
+
+def _connect_on_demand() -> None:
+    """From now on gloo connects two ranks when they first talk.
+
+    Else each connects to all before the first call, and reads from each a list as long as the world: n² connections and
+    n³ bytes in all. Our channel's trees need log n connections a rank. torch before 2.8 does not know the variable.
+    """
+    os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
 
 
 def mpi_placement() -> tuple[Placement, Any]:
@@ -168,6 +197,8 @@ def join_torch(place: Placement, backend: str, device: Device, limit: float) -> 
     _wait_for_all(PrefixStore(f"assay/{attempt}", store), place, timeout)
     # gloo takes one device; an accelerator's backend is told which of the devices is ours.
     device_id = device.torch_device if device.type != "cpu" else None
+    if backend == "gloo" and place.world > MOST_MESHED:
+        _connect_on_demand()
     dist.init_process_group(
         backend,
         store=PrefixStore(f"world/{attempt}", store),

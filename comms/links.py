@@ -178,7 +178,7 @@ class Part:
         }
 
     def end_phase(self) -> dict[Key, float]:
-        """The median times of all pairs in this phase, on every rank. Records the checks that found nothing wrong.
+        """The median times of all pairs in this phase, on rank 0. Records the checks that found nothing wrong.
 
         Each phase its own, so that its data are known to have been right if the run is killed in a later one.
         """
@@ -187,8 +187,7 @@ class Part:
         mine, found = condensed(self.timed), dict[Key, float]()
         self.right.clear()
         self.timed.clear()
-        for theirs in self.here.world.gather(mine):
-            assert isinstance(theirs, dict)
+        for theirs in self.here.world.collect(mine) or ():
             found |= theirs
         return found
 
@@ -244,21 +243,20 @@ def links(options: LinksOptions, here: Session, transport: Transport, beacon: Be
     world, first, limits = here.world, here.world.is_first, Limits(options.threshold, options.latency_factor)
     groups = lanes(world.hosts, options.between, options.per_host)
     refuse_beyond_memory(here, 2 * max(options.sizes), f"--sizes: a pair of {format_size(max(options.sizes))}")
-    hosts, names = dict(enumerate(world.hosts)), [str(name) for name in world.gather(scheduler_name())]
+    hosts, names = dict(enumerate(world.hosts)), world.collect(scheduler_name()) or []
     part, begun = Part(options, here, transport, beacon), now()
     listed = options.exclude_file or (options.out / "exclude.txt" if options.out else None)
     # All ranks hear of a refusal, or those that measure on would fail for want of rank 0.
-    (refusal, *_) = world.gather(clear(listed) if first and listed else "")
+    refusal = world.first_said(clear(listed) if first and listed else "")
     if refusal:
-        raise BadInput(str(refusal))
+        raise BadInput(refusal)
     if first:
         print(heading(options, groups, len(set(world.hosts)), f"{transport.name}; {here.device.name}"), flush=True)
     measure_pairs(options, part, groups)
     times = part.end_phase()
     measured = matrices(groups, hosts, times)
     # Rank 0 decides for all: floating point may differ in its last digit between hosts, and ranks would part ways.
-    (again, *_) = world.gather(suspects(measured, limits)[1][:MOST_SUSPECTS] if first else None)
-    assert isinstance(again, list)
+    again = world.broadcast(suspects(measured, limits)[1][:MOST_SUSPECTS])
     if first:
         print("\n".join(line for one in measured for line in matrix_lines(one)), flush=True)
     comparable = [one for one in again if one.controls]
@@ -269,7 +267,7 @@ def links(options: LinksOptions, here: Session, transport: Transport, beacon: Be
         bisect(options, part, groups)
         times |= part.end_phase()
     beacon.phase("", 0, "the end")
-    wrong = sum(int(str(count)) for count in world.gather(part.wrong))
+    wrong = int(world.total(part.wrong))
     if first:
         for crossed in crossings(groups, hosts, times):
             print(f"# bisection {bisection_sentence(*crossed)}")

@@ -301,7 +301,7 @@ def bench(options: OverlapOptions, here: Session, transport: Transport, beacon: 
         measure(options, here, overlap)
         overlap.record()
         trial.release()
-        here_wrong = sum(int(str(count)) for count in here.world.gather(sum(trial.checks) + sum(overlap.wrong)))
+        here_wrong = int(here.world.total(sum(trial.checks) + sum(overlap.wrong)))
         row, wrong = row_of(overlap, here_wrong), wrong + here_wrong
         if first:
             print(row, flush=True)

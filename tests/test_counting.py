@@ -32,7 +32,6 @@ SHAPES = [
 ]
 HEADER = Header(0, 1, 0, 1, "host", 1, "clock", "cpu", "CPU", "gloo", "workloads/pretrain", 0.0, 0.0)
 counted = cache(count_work)
-LLAMA_7B = ModelShape("llama-7b", "llama", 32000, 4096, 32, 32, 32, 11008)
 
 
 def options(**given: object) -> PretrainOptions:
@@ -133,8 +132,8 @@ def test_the_update_reads_and_writes_at_least_what_adamw_must() -> None:
 def test_a_large_model_is_counted_without_its_memory_and_without_a_random_number() -> None:
     chosen = options(seq_len=4096, dtype="bfloat16")
     state, before = torch.random.get_rng_state(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    work = count_work(LLAMA_7B, chosen)
-    assert work.flops_per_sample == pytest.approx(4096 * flops_per_token(LLAMA_7B, 6_738_415_616, 4096), rel=0.001)
+    work = count_work(MODELS["llama-7b"], chosen)
+    assert work.flops_per_sample == pytest.approx(4096 * flops_per_token(MODELS["llama-7b"], 6_738_415_616, 4096), rel=0.001)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10, "KiB; its weights alone are 13 GB"
     assert torch.equal(torch.random.get_rng_state(), state), "training must not begin with other random numbers"
 

@@ -19,7 +19,8 @@ from assay.beacon import (
 from assay.channel import Alone
 from assay.errors import RunFailed
 from assay.hang_watch import STACK_SIGNAL, SWEPT_SECONDS, answer_stack_requests, beacon_of, collect_stacks, sweep
-from assay.launchers import local
+from assay.launchers import attended
+from assay.launchers.protocol import Command, Outcome
 from assay.record import read_rank_file
 from assay.world import World
 from tests.conftest import environment, torchrun
@@ -180,11 +181,11 @@ for k in range(1000):
 """
 
 
-def run_ranks(folder: Path, how: str) -> local.Outcome:
+def run_ranks(folder: Path, how: str) -> Outcome:
     script = folder / "ranks.py"
     script.write_text(RANKS)
-    command = local.Command([sys.executable, str(script), str(folder), how], {"PYTHONPATH": str(Path.cwd())})
-    return local.run(command, folder, 4.0, None, lambda line: None)
+    command = Command([sys.executable, str(script), str(folder), how], {"PYTHONPATH": str(Path.cwd())})
+    return attended.run(command, folder, 4.0, None, lambda line: None)
 
 
 def test_the_launcher_reads_states_before_it_asks_for_stacks(tmp_path: Path) -> None:
@@ -231,5 +232,5 @@ def test_ranks_by_hand_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_launched_ranks_leave_nothing_behind(tmp_path: Path) -> None:
     code = "import os; print(os.environ['ASSAY_BEACONS'])"
-    local.run(local.Command([sys.executable, "-c", code], environment()), tmp_path, 60.0, None, lambda line: None)
+    attended.run(Command([sys.executable, "-c", code], environment()), tmp_path, 60.0, None, lambda line: None)
     assert not Path((tmp_path / "stdout.log").read_text().strip()).exists()

@@ -8,6 +8,7 @@ from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from assay.errors import RunFailed
@@ -19,8 +20,8 @@ from assay.record import Block, RankFile
 from assay.report.heatmap import HeatMap
 from assay.report.links import links_chapter
 from assay.scoring.links import derive, doubts, survey
+from tests.cluster.network import Host, lab, limit, run_ranks
 from tests.conftest import ROOT, mpirun, rank_files, torchrun
-from tests.netlab import Host, lab, limit, run_ranks
 
 
 def named(found: Verdict) -> set[tuple[int, ...]]:
@@ -177,10 +178,6 @@ def test_a_list_that_cannot_be_written_is_said_once_and_before_anything_is_measu
 TRIAL = ("--sizes", "8,256KiB", "--passes", "2", "--transfers", "4", "--budget", "0.05", "--no-bisection")
 
 
-def namespaces() -> str:
-    return subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
-
-
 def run_trial(folder: Path, slow: int | None) -> tuple[str, Survey]:
     """Four hosts, one of which sends at 200 Mbit/s."""
     with lab(4) as hosts:
@@ -201,7 +198,6 @@ def test_a_throttled_host_is_named_and_excluded(tmp_path: Path) -> None:
     assert (tmp_path / "exclude.txt").read_text() == "host2\n"
     assert f"# to exclude: host2; sbatch --exclude=$(cat {tmp_path}/exclude.txt)" in printed
     assert [kind for kind, _, _ in doubts(found)] == ["slow_rank"]
-    assert namespaces() == "" or "lab-" not in namespaces()
 
 
 def test_the_lab_is_gone_after_a_failure() -> None:
@@ -210,13 +206,13 @@ def test_the_lab_is_gone_after_a_failure() -> None:
     def fail() -> None:
         with lab(2) as hosts:
             known.extend(hosts)
-            assert hosts[0].space in namespaces()
+            assert all(host.on for host in hosts)
             name = subprocess.run(hosts[0].inside(["hostname"]), capture_output=True, check=True).stdout
             raise KeyError(name)
 
     with pytest.raises(KeyError, match="host0"):
         fail()
-    assert not any(name in namespaces() for host in known for name in (host.space, host.switch))
+    assert not any(host.on or psutil.pid_exists(host.switch) for host in known)
 
 
 @pytest.mark.prove

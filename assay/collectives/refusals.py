@@ -1,8 +1,7 @@
 """Why a measurement cannot be made, found out before it is begun and told the same way on every rank."""
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-
-import numpy as np
 
 from assay.collectives.trial import Trial
 from assay.errors import AssayError, BadInput
@@ -39,8 +38,7 @@ def _call_once(trial: Trial) -> None:
 
 
 def _first_reason(here: Session, own: Sequence[str]) -> str | None:
-    mine = next((reason for reason in own if reason), "")
-    return next((str(reason) for reason in here.world.gather(mine) if reason), None)
+    return here.world.first_said(next((reason for reason in own if reason), ""))
 
 
 def refuse_beyond_memory(here: Session, need: int, what: str) -> None:
@@ -50,14 +48,22 @@ def refuse_beyond_memory(here: Session, need: int, what: str) -> None:
     """
     free = here.device.memory().free
     on_cpu = here.device.type == "cpu"
-    everyone = [
-        (str(host), int(str(wanted))) for host, wanted in zip(here.world.hosts, here.world.gather(need), strict=True)
-    ]
-    own = here.world.hosts[here.world.rank]
-    wanted = sum(one for host, one in everyone if host == own) if on_cpu else need
-    lacking = here.world.largest(np.array([wanted - free if free is not None else 0, wanted], dtype=np.float64))
-    if lacking[0] > 0:
+    wanted, lacking = here.world.broadcast(_most_wanted(here.world.hosts, here.world.collect((need, free)), on_cpu))
+    if lacking > 0:
         raise BadInput(
-            f"{what} needs {format_si(float(lacking[1]), 'B')} on {'a host' if on_cpu else 'a device'}, "
-            f"{format_si(float(lacking[0]), 'B')} more than is free; give less"
+            f"{what} needs {format_si(float(wanted), 'B')} on {'a host' if on_cpu else 'a device'}, "
+            f"{format_si(float(lacking), 'B')} more than is free; give less"
         )
+
+
+def _most_wanted(hosts: Sequence[str], ranks: Sequence[tuple[int, int | None]] | None, shared: bool) -> tuple[int, int]:
+    """The most bytes wanted in one place, and the most by which a place's free ones fall short; rank 0 alone has `ranks`.
+
+    shared: the ranks of a host have one memory.
+    """
+    wanted: dict[str | int, int] = defaultdict(int)
+    places = [host if shared else rank for rank, host in enumerate(hosts)]
+    for place, (need, _) in zip(places, ranks or (), strict=False):
+        wanted[place] += need
+    lacking = (wanted[place] - free for place, (_, free) in zip(places, ranks or (), strict=False) if free is not None)
+    return max(wanted.values(), default=0), max(lacking, default=0)

@@ -22,7 +22,7 @@ def keep(job: Job, trial: Trial) -> Line:
         recorder.block("batch_time", "s", trial.batches, {**trial.tags, "calls": trial.calls})
         recorder.block("call_entry", "s", trial.entries, trial.tags)
         recorder.block("call_exit", "s", trial.exits, trial.tags)
-    wrong = sum(int(str(count)) for count in world.gather(sum(trial.checks)))
+    wrong = int(world.total(sum(trial.checks)))
     if COLLECTIVES[trial.op].waits and world.one_clock and "groups" not in trial.tags:
         # Nobody can leave such a call before the last has entered, unless it returned without being done.
         first_exit = -world.largest(-np.asarray(trial.exits))

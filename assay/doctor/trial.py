@@ -10,8 +10,8 @@ from assay import machine
 from assay.doctor.finding import Finding
 from assay.doctor.noise import Noise, noise_of
 from assay.errors import BAD_INPUT_EXIT, AssayError, BadInput, RunFailed
-from assay.launchers import local
-from assay.launchers.local import Command, Outcome
+from assay.launchers import attended
+from assay.launchers.protocol import Command, Outcome
 from assay.options.base import command_line
 from assay.options.noise import NoiseOptions
 from assay.record import Block, read_rank_file
@@ -55,7 +55,7 @@ def run_trial(device: str, python: str | None = None, limit: float = LIMIT_SECON
         with tempfile.TemporaryDirectory(prefix="assay-doctor-") as folder:
             path = Path(folder)
             started = command(device, path / "records", python or machine.python(), os.environ)
-            outcome = local.run(started, path, limit, None, lambda line: None)
+            outcome = attended.run(started, path, limit, None, lambda line: None)
             absent = _absent_device(outcome)
             if absent is None and (outcome.timed_out or outcome.exit_code != 0):
                 return Trial(finding=_failure(outcome, limit, path / "stderr.log"))

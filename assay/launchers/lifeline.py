@@ -1,9 +1,10 @@
 """The process between the runner and the ranks: when the runner dies, however it dies, everything below ends.
 
-    python -m assay.launchers.lifeline FD COMMAND…
+    python -m assay.launchers.lifeline FD GRACE COMMAND…
 
 FD is the reading end of a pipe that the runner alone holds open: its end means that the runner is gone, or wants the
-case to stop. Orphans (ranks whose torchrun was killed) are adopted, so none can escape.
+case to stop. Orphans (ranks whose torchrun was killed) are adopted, so none can escape. GRACE above 0: the ranks live on
+other hosts, and COMMAND (srun, mpirun) has so many seconds to end them before it is killed itself.
 """
 
 import contextlib
@@ -56,20 +57,26 @@ def end_descendants(spared: Iterable[psutil.Process] = ()) -> None:
 
 def main() -> int:
     """Run the command until it ends or the pipe does; its exit code, or 143 when it was stopped."""
-    pipe, command = int(sys.argv[1]), sys.argv[2:]
+    pipe, grace, command = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]
     os.set_inheritable(pipe, False)
     adopt_orphans()
     child = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        env={**os.environ, "ASSAY_LIFELINE": str(os.getpid())},
-        # Should this process itself be killed, the kernel ends torchrun, and the ranks have asked to follow it.
-        preexec_fn=lambda: _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
+        # No process of another host can see this one, and must not wonder where it is.
+        env={**os.environ, **({} if grace else {"ASSAY_LIFELINE": str(os.getpid())})},
+        # Should this process itself be killed, the kernel ends torchrun, and the ranks have asked to follow it. srun and
+        # mpirun must hear of it, or the ranks would live on.
+        preexec_fn=lambda: _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM if grace else signal.SIGKILL),
     )
     try:
         while child.poll() is None:
             if select.select([pipe], [], [], POLL_SECONDS)[0]:
+                if grace:
+                    child.terminate()
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        child.wait(grace)
                 return 128 + signal.SIGTERM
     finally:
         end_descendants()

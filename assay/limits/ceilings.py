@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from assay.estimates import best_window
 from assay.limits.products import KINDS, Kind, Shape, Unsupported, fastest, product, prove, refusals, search, shapes_for
@@ -37,7 +37,7 @@ class Ceiling:
 
 def from_first(here: Session, item: T) -> T:
     """What rank 0 has, on every rank: ranks that measure different things are not loaded together."""
-    return cast(T, here.world.gather(item)[0])
+    return here.world.broadcast(item)
 
 
 def record(
@@ -133,8 +133,8 @@ def prepared(here: Session, make: Callable[[], Work]) -> Work | str:
             made = make()
     except Unsupported as error:
         reason = str(error)
-    reasons = [str(item) for item in here.world.gather(reason) if item]
-    return reasons[0] if reasons or made is None else made
+    told = here.world.first_said(reason)
+    return made if told is None and made is not None else told or reason
 
 
 def tell(here: Session, name: str, unit: str, rates: Sequence[float | None], note: str = "") -> None:

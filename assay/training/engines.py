@@ -85,8 +85,9 @@ class DataParallel:
         """The wrapper, its group's size, and gradients that are bit-equal on all ranks although their data differ."""
         group = _data_parallel(module).process_group.size()
         _expect(group == world.size, "ddp", f"its process group has {group} of {world.size} ranks")
-        marks = world.gather(_gradient_marks(module))
-        _expect(all(mark == marks[0] for mark in marks), "ddp", "gradients differ between ranks after a backward")
+        own = _gradient_marks(module)
+        differ = world.total(float(own != world.broadcast(own)))
+        _expect(differ == 0, "ddp", "gradients differ between ranks after a backward")
         return f"DistributedDataParallel over {group} ranks, gradients bit-equal on all"
 
 
@@ -118,8 +119,8 @@ class FullyShardedParallel:
             own += _in_rows(parameter, f"the parameter {name}", world).numel()
             # FSDP2 leaves a sharded gradient only after its reduce-scatter; without the exchange there is none.
             _in_rows(parameter.grad, f"the gradient of {name}", world)
-        held, total = world.gather(own), sum(parameter.numel() for parameter in module.parameters())
-        _expect(sum(n for n in held if isinstance(n, int)) == total, "fsdp", f"ranks hold {held} elements of {total}")
+        held, total = int(world.total(own)), sum(parameter.numel() for parameter in module.parameters())
+        _expect(held == total, "fsdp", f"ranks hold {held} elements of {total}")
         return f"FSDP2 over {world.size} ranks, parameters and reduced gradients DTensor Shard(0)"
 
 

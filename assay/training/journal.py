@@ -4,6 +4,8 @@ import math
 from collections import deque
 from collections.abc import Mapping
 
+import numpy as np
+
 from assay.clock import now
 from assay.errors import RunFailed
 from assay.options import PretrainOptions
@@ -66,8 +68,9 @@ class Journal:
 
     def tgs(self) -> float:
         """Tokens per device and second over all measured steps, of all ranks together. All ranks call it."""
-        elapsed = [float(str(one)) for one in self._here.world.gather(math.fsum(self.step_times))]
-        return tgs(float(self._tokens * len(self.step_times)), [[seconds] for seconds in elapsed])
+        world = self._here.world
+        longest = world.largest(np.array([math.fsum(self.step_times)]))
+        return tgs(float(self._tokens * len(self.step_times)), [longest] * world.size)
 
     @property
     def final_loss(self) -> float:

@@ -107,7 +107,9 @@ def evaluate(job: Job) -> float | None:
             # Added on the host: not every device has float64.
             sums += next_token_losses(job.module, rows).mean(dim=1)[:kept].tolist()
     job.module.train()
-    return math.fsum(float(str(part)) for part in job.world.gather(math.fsum(sums))) / count
+    parts = job.world.collect(math.fsum(sums))
+    # Added exactly, in one place: a reduction's last digit would depend on the number of ranks.
+    return job.world.broadcast(math.fsum(parts or ())) / count
 
 
 def _held_out_batches(job: Job, count: int) -> Iterator[tuple[torch.Tensor, int]]:

@@ -1,0 +1,126 @@
+"""Jobs for Slurm's queue: the file, which anybody may submit again by hand, and its submission. `render` is pure."""
+
+import math
+import os
+import shlex
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from assay.errors import BadInput, RunFailed
+from assay.launchers.job_state import ANSWER_SECONDS
+
+WARNING_SECONDS = 60  # before the time limit Slurm sends SIGTERM, so that the case has a status when the end comes
+START_SECONDS = 300.0  # of a job, for what comes before and between the cases
+
+
+@dataclass(frozen=True)
+class BatchJob:
+    """A job that runs one command on the first of its hosts; the command starts steps on all of them.
+
+    seconds: what its cases may take; folder: where its file and its output go; options: of sbatch, the last word is theirs.
+    """
+
+    name: str
+    nodes: int
+    seconds: float
+    command: tuple[str, ...]
+    work: Path
+    folder: Path
+    options: tuple[str, ...]
+
+    @property
+    def file(self) -> Path:
+        """The sbatch file."""
+        return self.folder / f"{self.name}.sbatch"
+
+    def output(self, job: str) -> Path:
+        """What the job prints."""
+        return self.folder / f"{self.name}-{job}.out"
+
+
+def render(job: BatchJob) -> str:
+    """The sbatch file."""
+    minutes = math.ceil((job.seconds + START_SECONDS + WARNING_SECONDS) / 60)
+    output = str(job.folder / f"{job.name}-%j.out").replace("%", "%%").replace("%%j.out", "%j.out")
+    options = [
+        f"--job-name=assay-{job.name}",
+        f"--nodes={job.nodes}",
+        f"--time={minutes}",
+        f"--output={output}",
+        "--open-mode=append",  # a requeued job goes on with its own output
+        "--requeue",
+        f"--signal=B:TERM@{WARNING_SECONDS}",
+        *job.options,
+    ]
+    lines = [
+        "#!/bin/bash",
+        "# Written by assay. Submit it again at any time: what has passed is kept, the rest is run.",
+        *(f"#SBATCH {_quoted(option)}" for option in options),
+        f"cd {shlex.quote(str(job.work))}",
+        "# In this shell's place, so that signals reach it and the job's exit code is its own.",
+        f"exec {shlex.join(job.command)}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(option: str) -> str:
+    name, equals, value = option.partition("=")
+    plain = all(character.isalnum() or character in "-_./,:=@%+[]()&|*" for character in value)
+    return option if plain else f'{name}{equals}"{value}"'
+
+
+def check_sbatch(text: str) -> None:
+    """Whether Slurm would take the file. Raises BadInput with Slurm's own reason, or if there is no Slurm here."""
+    if shutil.which("sbatch") is None:
+        raise BadInput("--launcher slurm: there is no sbatch here; log in where it is, or use --launcher local")
+    done = _sbatch(["--test-only"], text)
+    if done.returncode:
+        raise BadInput(f"--launcher slurm: {_refusal(done.stderr)}")
+
+
+def submit(job: BatchJob, after: str | None = None) -> str:
+    """Submit the file; its job id. after: a job that must have ended before. Raises RunFailed if Slurm refuses it now."""
+    options = ["--parsable", *([f"--dependency=afterany:{after}"] if after else []), str(job.file)]
+    done = _sbatch(options)
+    if done.returncode:
+        raise RunFailed(f"{job.file}: {_refusal(done.stderr)}")
+    return done.stdout.strip().splitlines()[-1].partition(";")[0]
+
+
+def _sbatch(options: list[str], text: str | None = None) -> "subprocess.CompletedProcess[str]":
+    try:
+        return subprocess.run(
+            ["sbatch", *options],
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=ANSWER_SECONDS,
+            env={name: value for name, value in os.environ.items() if not name.startswith("SBATCH_OUTPUT")},
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise RunFailed(f"sbatch does not answer ({error}); is slurmctld up? scontrol ping tells") from None
+
+
+def _refusal(text: str) -> str:
+    """sbatch's first reason, with what to do about it."""
+    marks = ("sbatch: error: ", "allocation failure: ", "Batch job submission failed: ")
+    lines = []
+    for line in text.strip().splitlines():
+        for mark in marks:
+            line = line.removeprefix(mark)
+        lines.append(line.strip())
+    reason = next((line for line in lines if line), "no reason given")
+    known = {
+        "partition": "sinfo lists the partitions; give one with --sbatch=--partition=NAME or SBATCH_PARTITION",
+        "account": "give one with --sbatch=--account=NAME or SBATCH_ACCOUNT",
+        "qos": "give one with --sbatch=--qos=NAME or SBATCH_QOS",
+        "node count": "sinfo tells how many nodes there are",
+        "node configuration": "sinfo -o '%P %D %c %m %G' tells what nodes have",
+        "time limit": "give less with --sbatch=--time=MINUTES",
+        "contact slurm controller": "is slurmctld up? scontrol ping tells",
+    }
+    fix = next((text for word, text in known.items() if word in reason.lower()), "mend it with --sbatch=OPTION")
+    return f"sbatch says: {reason}; {fix}"
