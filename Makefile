@@ -1,5 +1,6 @@
 # make quick   measure this machine and leave a report        make test    everything that must hold
 # make prove   the long campaigns behind the claims           make bench   the cost of our own instruments
+# make cluster a Slurm of four hosts on this machine, to play with; as root
 # SYSTEM_TORCH=1 builds on the torch (and its backend) that is installed already, and installs none.
 
 PYTHON ?= python3
@@ -7,6 +8,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 SYSTEM_TORCH ?= 0
+# Short: a socket lies in it, whose path may have 107 letters.
+CLUSTER ?= /tmp/assay-cluster
 # One mark a way of installing: a change of mind installs again.
 INSTALLED := $(VENV)/.installed-$(SYSTEM_TORCH)
 TESTED := $(VENV)/.tested-$(SYSTEM_TORCH)
@@ -22,7 +25,7 @@ INSTALL = $(PIP) --constraint constraints.txt --editable .
 INSTALL_DEV = $(PIP) --constraint constraints.txt --editable '.[dev]'
 endif
 
-.PHONY: quick test prove bench lint clean
+.PHONY: quick test prove bench cluster lint clean
 
 quick: $(INSTALLED)
 	$(BIN)/assay run suites/quick.yaml
@@ -48,6 +51,9 @@ bench: $(TESTED)
 	$(BIN)/python benchmarks/collective_calls.py
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 benchmarks/adaptive.py
 	$(BIN)/python benchmarks/share.py
+
+cluster: $(TESTED)
+	$(BIN)/python -m tests.cluster start $(CLUSTER)
 
 $(VENV)/bin/python:
 ifeq ($(SYSTEM_TORCH),1)

@@ -105,12 +105,16 @@ def run(
         raise BadInput("--case is for --resume; for a new run, write a suite of the cases that you want")
     started = _resume(resume, case or []) if resume is not None else _load(str(suite), option, given)
     if runs_in_jobs(started.file, os.environ):
-        _run_as_jobs(started, resume, _target(started, out, folder))
+        _run_as_jobs(started, resume, _target(started, out, folder), named=folder is not None)
     else:
-        _run_here(started, resume, _target(started, out, folder), fresh, report_at_end=not case)
+        _run_here(
+            started, resume, _target(started, out, folder), fresh, named=folder is not None, report_at_end=not case
+        )
 
 
-def _run_here(suite: "Suite", resume: Path | None, target: Path, fresh: bool, *, report_at_end: bool) -> None:
+def _run_here(
+    suite: "Suite", resume: Path | None, target: Path, fresh: bool, *, named: bool, report_at_end: bool
+) -> None:
     import os
 
     from rich.console import Console
@@ -122,7 +126,7 @@ def _run_here(suite: "Suite", resume: Path | None, target: Path, fresh: bool, *,
 
     choose_launcher(suite.file, os.environ)  # what it needs must be here before anything is written
     if resume is None and not (target / "run.json").exists():
-        folder = create_run(suite, target)
+        folder = create_run(suite, target, may_exist=named)
     else:
         folder = RunDir.open(resume or target)
         folder.lock(RUNNER, owner_is_gone)
@@ -146,7 +150,7 @@ def _run_here(suite: "Suite", resume: Path | None, target: Path, fresh: bool, *,
     raise typer.Exit(0 if passed else RUN_FAILED_EXIT)
 
 
-def _run_as_jobs(suite: "Suite", resume: Path | None, target: Path) -> None:
+def _run_as_jobs(suite: "Suite", resume: Path | None, target: Path, *, named: bool) -> None:
     from rich.console import Console
 
     from assay.jobs import check_jobs, run_jobs
@@ -155,7 +159,7 @@ def _run_as_jobs(suite: "Suite", resume: Path | None, target: Path) -> None:
 
     if resume is None and not (target / "run.json").exists():
         check_jobs(suite, target)
-        folder = create_run(suite, target, WATCHER)
+        folder = create_run(suite, target, WATCHER, may_exist=named)
     else:
         folder = RunDir.open(resume or target)
         folder.lock(WATCHER)

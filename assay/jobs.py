@@ -11,16 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from assay import machine
-from assay.errors import BadInput, RunFailed
+from assay.errors import BadInput
 from assay.launchers import sbatch
-from assay.launchers.job_state import PASSING, JobState, NoAnswer, ask, ask_books, cancel
-from assay.rundir import RunDir, Status, read_document, write_document
+from assay.launchers.following import LONGEST_SECONDS, SHORTEST_SECONDS, Followed, look_at, pause_after
+from assay.launchers.job_state import PASSING, NoAnswer, ask, cancel
+from assay.rundir import RunDir, State, Status, read_document, write_document
 from assay.suite import Case, Suite, layout_of
 
 MOST_QUEUED = 20  # jobs of a run in the queue at once; sites limit how many a user may have
-SHORTEST_SECONDS, LONGEST_SECONDS = 1.0, 15.0  # between two looks; the longer, the longer nothing has changed
-SETTLE_SECONDS = 6.0  # for which an end must have been seen: a requeue passes through one
-PASSING_SECONDS = 30.0  # the same, of ends that are mostly followed by a requeue
 GROUP = "suite"  # name of the job that holds all cases
 
 
@@ -61,32 +59,39 @@ def run_jobs(run: RunDir, suite: Suite, say: Callable[[str], None]) -> bool:
     """
     try:
         waiting = [group for group in groups(suite, run.path) if not _passed(run, group)]
-        watched: list[_Watched] = []
+        followed: list[tuple[Group, Followed]] = []
         for group in list(waiting):
-            known = _under_way(run, group)
+            known = _under_way(group)
             if known is not None:
                 say(f"{group.job.name}: is job {known} already")
-                watched.append(_Watched(run, group, known, say))
+                followed.append((group, _follow(group, known, say)))
                 waiting.remove(group)
         pause = SHORTEST_SECONDS
-        while waiting or watched:
-            while waiting and len(watched) < MOST_QUEUED:
+        while waiting or followed:
+            while waiting and len(followed) < MOST_QUEUED:
                 group = waiting.pop(0)
-                watched.append(_Watched(run, group, _submit(run, group, watched[-1].id if watched else None), say))
-                say(f"{group.job.name}: submitted as job {watched[-1].id}, {group.job.file}")
-            moved = _look(watched, say)
-            watched = [one for one in watched if not one.over]
-            pause = SHORTEST_SECONDS if moved else min(LONGEST_SECONDS, pause * 1.3)
-            if watched or waiting:
+                job = _submit(group, followed[-1][1].job if followed else None)
+                say(f"{group.job.name}: submitted as job {job}, {group.job.file}")
+                followed.append((group, _follow(group, job, say)))
+            pause = pause_after(look_at([one for _, one in followed], say), pause)
+            for group, one in followed:
+                if one.over:
+                    _settle(run, group, one)
+            followed = [(group, one) for group, one in followed if not one.over]
+            if followed or waiting:
                 time.sleep(pause)
         return all(run.case(case.name).passed() is not None for case in suite.cases)
     finally:
         run.unlock()
 
 
+def _follow(group: Group, job: str, say: Callable[[str], None]) -> Followed:
+    return Followed(job, group.job.name, group.job.output(job), say, lambda line: say(f"  {line}"))
+
+
 def cancel_jobs(run: RunDir, suite: Suite) -> list[str]:
     """End the jobs of a run that are queued or running; their ids. Raises NoAnswer if Slurm refuses."""
-    ended = [job for group in groups(suite, run.path) if (job := _under_way(run, group)) is not None]
+    ended = [job for group in groups(suite, run.path) if (job := _under_way(group)) is not None]
     for job in ended:
         cancel(job)
     return ended
@@ -100,7 +105,7 @@ def _record(group: Group) -> Path:
     return group.job.folder / f"{group.job.name}.json"
 
 
-def _under_way(run: RunDir, group: Group) -> str | None:
+def _under_way(group: Group) -> str | None:
     """The job that was submitted for these cases and is not over, as far as Slurm tells."""
     try:
         submitted = read_document(_record(group))
@@ -118,100 +123,32 @@ def _under_way(run: RunDir, group: Group) -> str | None:
     return job if state is not None and not (state.ended and state.state not in PASSING) else None
 
 
-def _submit(run: RunDir, group: Group, after: str | None) -> str:
-    group.job.folder.mkdir(exist_ok=True)
-    try:
-        group.job.file.write_text(sbatch.render(group.job), encoding="utf-8")
-    except OSError as error:
-        raise RunFailed(f"{group.job.file}: {(error.strerror or str(error)).lower()}; make room and resume") from error
-    job = sbatch.submit(group.job, after)
+def _submit(group: Group, after: str | None) -> str:
+    job = sbatch.write_and_submit(group.job, after)
     write_document(_record(group), {"job": job, "submitted": time.time(), "cases": [c.name for c in group.cases]})
     return job
 
 
-def _look(watched: Sequence["_Watched"], say: Callable[[str], None]) -> bool:
-    """One look at all jobs; whether anything has changed."""
-    try:
-        states = ask([one.id for one in watched])
-    except NoAnswer as error:
-        say(f"{error}; asking again")
-        return False
-    moved = [one.look(states.get(one.id)) for one in watched]  # each of them, whatever the first says
-    return any(moved)
+def _settle(run: RunDir, group: Group, job: Followed) -> None:
+    """Write down how a job ended, and what that means for its cases."""
+    ended = job.state.state if job.state is not None else "gone"
+    write_document(_record(group), {**read_document(_record(group)), "ended": ended})
+    for case in group.cases:
+        _close(run, group, case, job)
 
 
-class _Watched:
-    """A job, from its submission to the statuses of its cases."""
-
-    def __init__(self, run: RunDir, group: Group, job: str, say: Callable[[str], None]) -> None:
-        self.id = job
-        self.over = False
-        self._run = run
-        self._group = group
-        self._say = say
-        self._begun = time.time()
-        self._told = ""
-        self._read = 0
-        self._end_seen: float | None = None
-
-    def look(self, state: JobState | None) -> bool:
-        """Take what Slurm said of it (None: nothing); whether something has changed."""
-        moved = self._relay()
-        if state is not None and state.sentence != self._told:
-            self._told, moved = state.sentence, True
-            self._say(f"{self._group.job.name}: {state.sentence}")
-        if state is not None and not state.ended:
-            self._end_seen = None
-            return moved
-        now = time.monotonic()
-        self._end_seen = now if self._end_seen is None else self._end_seen
-        known = state is not None and state.state not in PASSING
-        needed = 0.0 if known else PASSING_SECONDS if state is not None else SETTLE_SECONDS
-        if now - self._end_seen >= needed:
-            self._settle(state or ask_books(self.id))
-        return True
-
-    def _relay(self) -> bool:
-        """Pass on what the job has printed since."""
-        try:
-            with self._group.job.output(self.id).open("rb") as file:
-                file.seek(self._read)
-                text = file.read()
-        except OSError:
-            return False
-        whole = text[: text.rfind(b"\n") + 1]
-        self._read += len(whole)
-        for line in whole.decode("utf-8", "replace").splitlines():
-            self._say(f"  {line}")
-        return bool(whole)
-
-    def _settle(self, state: JobState | None) -> None:
-        self._relay()
-        self.over = True
-        ended = state.state if state is not None else "gone"
-        write_document(_record(self._group), {**read_document(_record(self._group)), "ended": ended})
-        for case in self._group.cases:
-            self._close(case, state)
-
-    def _close(self, case: Case, state: JobState | None) -> None:
-        """A case that has no status of this job, or only that it was interrupted, gets one that says why."""
-        folder = self._run.case(case.name)
-        latest = folder.latest()
-        status = latest[1] if latest is not None else None
-        if status is not None and status.phase != "interrupted":
-            return
-        attempt = latest[0] if latest is not None else folder.new_attempt()
-        why = state.sentence.replace(" is ", " ended as ", 1) if state is not None else f"Slurm job {self.id} is gone"
-        nothing = " before the case began" if latest is None else ""
-        seconds = status.seconds if status is not None else max(0.0, time.time() - self._begun)
-        self._run.write_status(
-            attempt,
-            Status(
-                "timeout" if state is not None and state.state == "TIMEOUT" else "failed",
-                "job",
-                None,
-                seconds,
-                f"{why}{nothing}",
-                f"see {self._group.job.output(self.id)}, then: assay run --resume {self._run.path}",
-            ),
-        )
+def _close(run: RunDir, group: Group, case: Case, job: Followed) -> None:
+    """A case that has no status of this job, or only that it was interrupted, gets one that says why."""
+    folder = run.case(case.name)
+    latest = folder.latest()
+    status = latest[1] if latest is not None else None
+    if status is not None and status.phase != "interrupted":
+        return
+    attempt = latest[0] if latest is not None else folder.new_attempt()
+    state = job.state
+    why = state.sentence.replace(" is ", " ended as ", 1) if state is not None else f"Slurm job {job.job} is gone"
+    when = " before the case began" if latest is None else ""
+    seconds = status.seconds if status is not None else 0.0
+    advice = f"see {group.job.output(job.job)}, then: assay run --resume {run.path}"
+    kind: State = "timeout" if state is not None and state.state == "TIMEOUT" else "failed"
+    run.write_status(attempt, Status(kind, "job", None, seconds, why + when, advice))

@@ -148,13 +148,17 @@ class RunDir:
         self._lock_fd: int | None = None
 
     @classmethod
-    def create(cls, path: Path, document: Mapping[str, Any], lock: str = RUNNER) -> "RunDir":
-        """Make the folder with its run.json, owned by `lock`. Raises BadInput if something is there already."""
+    def create(
+        cls, path: Path, document: Mapping[str, Any], lock: str = RUNNER, *, may_exist: bool = False
+    ) -> "RunDir":
+        """Make the folder with its run.json, owned by `lock`. Raises BadInput if something is there already.
+
+        may_exist: what a runner that was killed before it wrote run.json has left is taken over.
+        """
         try:
             path.mkdir(parents=True)
         except FileExistsError:
-            # Killed before its run.json was there, a run has left nothing but its lock and half a file.
-            if not all(one.suffix in (".lock", ".tmp") for one in path.iterdir()):
+            if not may_exist or any(one.suffix not in (".lock", ".tmp") for one in path.iterdir()):
                 raise BadInput(
                     f"{path}: exists already; resume it with --resume {path} or give another --out"
                 ) from None

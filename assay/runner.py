@@ -73,7 +73,7 @@ def _job(suite: Suite, case: Case, attempt: Path) -> Job:
     return Job(case.name, program, layout_of(case, suite.file), attempt)
 
 
-def create_run(suite: Suite, path: Path, lock: str = RUNNER) -> RunDir:
+def create_run(suite: Suite, path: Path, lock: str = RUNNER, *, may_exist: bool = False) -> RunDir:
     """Make the run folder with everything a reader needs to know about suite, code, versions and machine."""
     check_port(suite.file.port)
     return RunDir.create(
@@ -89,6 +89,7 @@ def create_run(suite: Suite, path: Path, lock: str = RUNNER) -> RunDir:
             "environment": machine.environment(os.environ),
         },
         lock,
+        may_exist=may_exist,
     )
 
 

@@ -14,20 +14,20 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
-RUNNABLE = ("comms", "specs", "workloads")
+RUNNABLE = ("comms", "launch", "specs", "workloads")
 
 # Lowest first; a module may import its own row and those above it in this list.
 FLOORS: list[set[str]] = [
-    {"errors", "units", "bandwidth", "presets", "progress", "record", "estimates", "roofline", "options", "suite", "suite_format", "machine", "device", "placement", "located", "throughput", "traffic", "arrival", "latency_model", "bench_tables", "overlap", "device_events", "links"},
+    {"errors", "units", "bandwidth", "presets", "progress", "record", "estimates", "roofline", "options", "suite", "suite_format", "machine", "device", "placement", "located", "throughput", "traffic", "arrival", "latency_model", "bench_tables", "overlap", "device_events", "links", "layout"},
     {"rundir", "recorder", "clock", "channel", "clock_sync", "beacon", "hang_watch", "world", "scripts", "ranks", "launchers", "sensors"},
     {"limits", "collectives", "transports"},
     {"training"},
     {"scoring", "report"},
-    {"doctor", "ceiling_cache", "importers", "runner", "results", "catalogue", "console"},
+    {"doctor", "preflight", "ceiling_cache", "importers", "runner", "jobs", "results", "catalogue", "console"},
     {"cli", "__main__"},
 ]  # fmt: skip
 TORCH_FREE = [
-    "scoring", "report", "options", "suite", "rundir", "sensors", "doctor.checkup", "ceiling_cache", "importers.folder", "runner", "results", "catalogue", "console", "cli",
+    "scoring", "report", "options", "suite", "rundir", "sensors", "doctor.checkup", "ceiling_cache", "preflight", "importers.folder", "runner", "jobs", "launchers.choice", "results", "catalogue", "console", "cli",
 ]  # fmt: skip
 
 

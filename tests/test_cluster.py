@@ -77,8 +77,9 @@ def test_a_job_goes_on_elsewhere_when_its_node_loses_power(lab: Lab, tmp_path: P
     short = submit(lab, tmp_path, "-w", "node4", "--wrap", "true")
     # It ends by itself only where it was started again.
     script = 'hostname; test -n "$SLURM_RESTART_COUNT" || sleep 300'
-    job = submit(lab, tmp_path, "-w", "node2,node3", "-N2", "--wrap", f"srun sh -c '{script}'")
+    job = submit(lab, tmp_path, "-x", "node1", "-N2", "--wrap", f"srun sh -c '{script}'")
     wait_for((tmp_path / f"{job}.txt").exists, 10, "the first run")
+    assert lab.job(job)["NodeList"] == "node[2-3]"
     lab.limit(2, "50mbit")
     lab.on("node2", ["touch", SHM / "beacon"], cwd=tmp_path)
     before = lab.hosts["node2"]
@@ -88,11 +89,11 @@ def test_a_job_goes_on_elsewhere_when_its_node_loses_power(lab: Lab, tmp_path: P
         lab.on("node2", ["true"])
     assert lab.login(["sinfo", "-h", "-n", "node2", "-p", "gpu", "-o", "%t"], cwd=tmp_path).stdout.startswith("down")
     wait_for(lambda: lab.job(job)["Restarts"] == "1", 5, "the job to be queued again")
-    lab.login(["scontrol", "update", f"jobid={job}", "reqnodelist="], cwd=tmp_path)
+    known = lab.wait_job(job, {"COMPLETED"}, 30)
+    assert (known["Restarts"], known["NodeList"]) == ("1", "node[3-4]")
     lab.power_on(2)
     with pytest.raises(RuntimeError, match="node2 is on already"):
         lab.power_on(2)
-    assert lab.wait_job(job, {"COMPLETED"}, 30)["Restarts"] == "1"
     # Slurm forgets a job some time after min_job_age.
     wait_for(lambda: lab.job(short) == {}, 20, "Slurm to forget a job that has ended")
     # What was in memory is gone; what is bolted to the port is not.

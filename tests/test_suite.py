@@ -38,8 +38,8 @@ def sentence(text: str, overrides: dict[str, str] | None = None) -> str:
         (HEAD + " - {name: a, script: workloads/pretrain, world: 2, options: {engine: ddp, global_batch: 4}}", "s.yaml:5: cases[0].options: case 'a': --global-batch 4 does not divide by 2 ranks × --micro-batch 4; use a multiple of 8"),
         (HEAD + " - {name: a, script: workloads/pretrain, options: {out: /x}}", "s.yaml:5: cases[0].options.out: the runner sets 'out'; leave it out"),
         (HEAD + " - {name: a, script: workloads/pretrain, matrix: {modles: [x]}}", "s.yaml:5: cases[0].matrix.modles: unknown axis 'modles'; did you mean 'models'?"),
-        (HEAD + " - {name: a, script: comms/bench, world: 200000}", "s.yaml:1: case 'a': 200000 ranks on one host; the local launcher starts 1024 at most"),
-        (HEAD + " - {name: a, script: comms/bench, world: 2, options: {transport: mpi}}", "s.yaml:1: case 'a': the local launcher starts torchrun, and MPI needs mpirun; run comms/bench.py by hand"),
+        (HEAD + " - {name: a, script: comms/bench, world: 200000}", "s.yaml:1: case 'a': 200000 ranks on one host; 1024 are the most; give -n with ranks per host"),
+        (HEAD + " - {name: a, script: comms/bench, world: 2, options: {transport: mpi}}", "s.yaml:1: case 'a': the local launcher starts ranks that are no MPI world; run the suite with --launcher mpi"),
         (HEAD + " - {name: a, script: workloads/pretrain, options: {lr: .inf}}", "s.yaml:5: cases[0].options.lr: input should be a finite number, got inf"),
         (HEAD + " - [", "s.yaml:5: is no valid YAML: expected the node content, but found '<stream end>'"),
         ("- 1", "s.yaml: expected a mapping with the keys assay, name and cases; see suites/quick.yaml"),
@@ -129,7 +129,7 @@ def test_ceilings_are_measured_first_for_every_number_of_ranks() -> None:
 
 @pytest.mark.parametrize("path", shipped_suites().values(), ids=shipped_suites())
 def test_shipped_suites_are_valid_and_their_resolved_form_gives_the_same_cases(path: Path) -> None:
-    suite = load_suite(path)
+    suite = load_suite(path, launch=lambda file: {"per_node": 2})
     again = build_suite(suite.document(), "run.json")
     assert [case.document() for case in again.cases] == [case.document() for case in suite.cases]
     assert suite.file.description

@@ -119,6 +119,18 @@ def ask_books(job: str) -> JobState | None:
     return read_sacct(done.stdout).get(job) if done.returncode == 0 else None
 
 
+def exit_code(job: str, last: JobState | None) -> int:
+    """The exit code of a job that is over; 1 where only its failure is known, as of one that a signal ended."""
+    if last is not None and last.state == "COMPLETED":
+        return 0
+    try:
+        told = _answer(["scontrol", "show", "job", job, "--oneliner"]).stdout
+    except NoAnswer:
+        return 1
+    code = dict(word.split("=", 1) for word in told.split() if "=" in word).get("ExitCode", "").partition(":")[0]
+    return int(code) if code.isdigit() and int(code) else 1
+
+
 def cancel(job: str) -> None:
     """End a job. Raises NoAnswer if Slurm refuses or is silent."""
     done = _answer(["scancel", job])

@@ -68,7 +68,8 @@ def render(job: BatchJob) -> str:
 def _quoted(option: str) -> str:
     name, equals, value = option.partition("=")
     plain = all(character.isalnum() or character in "-_./,:=@%+[]()&|*" for character in value)
-    return option if plain else f'{name}{equals}"{value}"'
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return option if plain else f'{name}{equals}"{escaped}"'
 
 
 def check_sbatch(text: str) -> None:
@@ -78,6 +79,16 @@ def check_sbatch(text: str) -> None:
     done = _sbatch(["--test-only"], text)
     if done.returncode:
         raise BadInput(f"--launcher slurm: {_refusal(done.stderr)}")
+
+
+def write_and_submit(job: BatchJob, after: str | None = None) -> str:
+    """Write the file and submit it; its job id. Raises RunFailed if the disk or Slurm refuses."""
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        job.file.write_text(render(job), encoding="utf-8")
+    except OSError as error:
+        raise RunFailed(f"{job.file}: {(error.strerror or str(error)).lower()}; make room and run again") from error
+    return submit(job, after)
 
 
 def submit(job: BatchJob, after: str | None = None) -> str:

@@ -48,7 +48,8 @@ class Verdict:
         hosts = "1 host" if len(self.hosts) == 1 else f"{len(self.hosts)} hosts"
         if failed:
             return f"Not ready: mend first: {', '.join(failed)} ({hosts}, {self.seconds:.1f} s)."
-        return f"Ready{f', with doubts: {", ".join(doubts)}' if doubts else ''} ({hosts}, {self.seconds:.1f} s)."
+        reserve = f", with doubts: {', '.join(doubts)}" if doubts else ""
+        return f"Ready{reserve} ({hosts}, {self.seconds:.1f} s)."
 
     def document(self) -> dict[str, Any]:
         """Everything as plain values for JSON."""

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-Exchange = tuple[float, float, float, float]  # wall times (s): asked (own), heard and answered (first host's), back (own)
+Exchange = tuple[
+    float, float, float, float
+]  # wall times (s): asked (own), heard and answered (first host's), back (own)
 
 
 @dataclass(frozen=True)

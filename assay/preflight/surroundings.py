@@ -18,7 +18,7 @@ _LAUNCHERS = (
     re.compile(r"PMI_\w+|MPI_LOCALN?RANK\w*"),
     re.compile(r"SLURM_\w+"),
 )
-_ORDER = {"torchrun": "RANK and WORLD_SIZE"}
+_BY_HAND = {"torchrun": "RANK and WORLD_SIZE"}  # torchrun sets them, and so does a person
 INTERFACE_VARIABLES = (
     "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "RCCL_SOCKET_IFNAME", "HCCL_SOCKET_IFNAME",
     "CNCL_SOCKET_IFNAME",
@@ -41,14 +41,23 @@ def seats(env: Mapping[str, str]) -> tuple[Seat, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def called(launcher: str) -> str:
+    """A launcher's name for a sentence."""
+    return _BY_HAND.get(launcher, launcher)
+
+
 def named(seat: Seat) -> str:
     """A seat for a sentence: `Slurm: 2 of 4`."""
-    return f"{_ORDER.get(seat.launcher, seat.launcher)}: {seat.rank} of {seat.world}"
+    return f"{called(seat.launcher)}: {seat.rank} of {seat.world}"
 
 
 def settings(env: Mapping[str, str]) -> dict[str, str]:
     """The variables that steer communication and should be equal everywhere; what looks secret is withheld."""
-    return {name: value for name, value in machine.environment(env).items() if _SHARED.fullmatch(name) and not _OWN.fullmatch(name)}
+    return {
+        name: value
+        for name, value in machine.environment(env).items()
+        if _SHARED.fullmatch(name) and not _OWN.fullmatch(name)
+    }
 
 
 def network(env: Mapping[str, str], interface: str | None, address: str) -> Network:
@@ -76,7 +85,10 @@ def means(variable: str, value: str, names: Sequence[str]) -> tuple[str, ...]:
     begins = variable.endswith("CCL_SOCKET_IFNAME")
     unwanted = begins and value.startswith("^")
     whole = not begins or value.removeprefix("^").startswith("=")
-    words = [word.strip() for word in value.removeprefix("^" if begins else "").removeprefix("=" if begins else "").split(",")]
+    words = [
+        word.strip()
+        for word in value.removeprefix("^" if begins else "").removeprefix("=" if begins else "").split(",")
+    ]
     hits = [name for word in words if word for name in names if name == word or (not whole and name.startswith(word))]
     if unwanted:
         return tuple(name for name in names if name not in hits and name != "lo")
@@ -90,7 +102,9 @@ def interfaces() -> dict[str, list[str]]:
     for name, addresses in psutil.net_if_addrs().items():
         up = name in states and states[name].isup
         kept = [
-            item for item in addresses if up and item.family in _FAMILIES and not item.address.lower().startswith("fe80")
+            item
+            for item in addresses
+            if up and item.family in _FAMILIES and not item.address.lower().startswith("fe80")
         ]
         found[name] = [item.address for item in sorted(kept, key=lambda item: _FAMILIES.index(item.family))]
     return found

@@ -36,9 +36,7 @@ async def survey(folder: Path, env: Mapping[str, str], *, torch: bool) -> Survey
         "devices": lambda: devices.ask_torch(machine.python(), env) if torch else devices.count(env),
     }
     limits = {name: PART_SECONDS + (devices.TORCH_SECONDS if torch and name == "devices" else 0.0) for name in parts}
-    done = await asyncio.gather(
-        *(within(part, limits[name]) for name, part in parts.items()), return_exceptions=True
-    )
+    done = await asyncio.gather(*(within(part, limits[name]) for name, part in parts.items()), return_exceptions=True)
     values, reasons = {}, {}
     for name, result in zip(parts, done, strict=True):
         if isinstance(result, asyncio.TimeoutError):

@@ -30,9 +30,7 @@ def tag(token: str, *parts: bytes) -> bytes:
 class Link:
     """One connection. served: this side is the one that was called."""
 
-    def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, token: str, *, served: bool
-    ) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, token: str, *, served: bool) -> None:
         self._reader, self._writer, self._token = reader, writer, token
         self._own, self._other = (b"served", b"calling") if served else (b"calling", b"served")
         self._served = served

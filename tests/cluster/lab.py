@@ -22,7 +22,6 @@ from typing import IO, Any
 from tests.cluster import slurm
 from tests.cluster.hosts import Entered, Host, end, end_host, limit, needs, reap, set_link, start_host, start_switch
 from tests.cluster.slurm import HEAD, Shape
-from tests.conftest import environment
 
 _STATE = "lab.json"
 _DISKS = "disks"  # what each host sees at the unshared path
@@ -95,6 +94,9 @@ class Lab:
         stderr: _OUTPUT = None,
     ) -> Entered:
         """Start a command in the background; its signals reach the command itself. The lab's end ends it, too."""
+        # Not above: a person's commands would wait for pytest and numpy.
+        from tests.conftest import environment
+
         variables = environment(SLURM_CONF=str(self.slurm_conf), **(env or {}))
         inside = self.inside(node, argv, cwd)
         return Entered(inside, env=variables, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, text=True)
@@ -120,7 +122,9 @@ class Lab:
     def fail(self, number: int) -> None:
         """Power node `number` off, and let Slurm know at once; by itself it finds out after half a minute."""
         self.power_off(number)
-        self._scontrol("update", f"nodename=node{number}", "state=down", "reason=power")
+        done = self._ask("scontrol", "update", f"nodename=node{number}", "state=down", "reason=power")
+        if done.returncode:
+            raise RuntimeError(f"node{number} is off, but Slurm did not take it: {done.stderr.strip()}")
 
     def pull(self, number: int) -> None:
         """Pull the network cable of node `number`."""
@@ -139,7 +143,7 @@ class Lab:
 
     def job(self, job_id: int) -> dict[str, str]:
         """What `scontrol show job` says; empty where Slurm has forgotten the job."""
-        done = self.login(["scontrol", "show", "job", "--oneliner", str(job_id)], cwd=self.folder)
+        done = self._ask("scontrol", "show", "job", "--oneliner", str(job_id))
         if "Invalid job id" in done.stderr:
             return {}
         if done.returncode:
@@ -159,11 +163,11 @@ class Lab:
 
     def idle(self, seconds: float) -> None:
         """Wait until every node is idle."""
-        argv = ["sinfo", "--noheader", "--Node", "--partition=gpu", "--format=%N %T"]
         seen: list[str] = []
 
         def there() -> bool:
-            seen[:] = self.login(argv, cwd=self.folder).stdout.splitlines()
+            done = self._ask("sinfo", "--noheader", "--Node", "--partition=gpu", "--format=%N %T")
+            seen[:] = done.stdout.splitlines()
             return len(seen) == self.shape.nodes and all(line.endswith(" idle") for line in seen)
 
         _wait(there, seconds, lambda: f"all nodes to be idle; they are {seen}; their logs lie in {self.folder}/log")
@@ -196,11 +200,9 @@ class Lab:
     def _start(self, name: str, argv: Sequence[str]) -> None:
         with (self.folder / f"log/{name}-{Path(argv[0]).name}.out").open("a") as log:
             daemon = self.hosts[name].inside(argv, self.folder)
-            # As a machine starts it, and with nothing of the shell that this was typed into.
-            variables = {"PATH": os.defpath + ":/usr/sbin:/sbin", "SLURM_CONF": str(self.slurm_conf)}
             process = subprocess.Popen(
                 daemon,
-                env=variables,
+                env=self._bare(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -209,10 +211,20 @@ class Lab:
             )
         self.waiting.append(process)
 
-    def _scontrol(self, *argv: str) -> None:
-        done = self.login(["scontrol", *argv], cwd=self.folder)
-        if done.returncode:
-            raise RuntimeError(f"scontrol {' '.join(argv)}: {done.stderr.strip()}")
+    def _controlled(self) -> bool:
+        """Whether the controller listens. The kernel's table of the head is asked, so that nothing is sent to it."""
+        listening = f":{slurm.PORT:04X} 00000000:0000 0A"
+        return listening in Path(f"/proc/{self.hosts[HEAD].init}/net/tcp").read_text()
+
+    def _ask(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        inside = self.inside(HEAD, argv, self.folder)
+        return subprocess.run(
+            inside, env=self._bare(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=30
+        )
+
+    def _bare(self) -> dict[str, str]:
+        """The environment of what a machine starts: nothing of the shell that this was typed into."""
+        return {"PATH": f"{os.defpath}:/usr/sbin:/sbin", "SLURM_CONF": str(self.slurm_conf)}
 
     def _host(self, name: str) -> Host:
         if name not in self.hosts:
@@ -252,6 +264,8 @@ def start(
             lab._start_host(name)
         _wait((folder / "run/munge.socket").is_socket, 10, lambda: f"munged; its log is {folder}/log/munged.log")
         lab._start(HEAD, slurm.slurmctld(folder))
+        # A node that finds nobody there asks again a second later only.
+        _wait(lab._controlled, 20, lambda: f"slurmctld; its log is {folder}/log/slurmctld.log")
         for name in nodes:
             lab._start(name, slurm.slurmd(folder))
         lab.save()

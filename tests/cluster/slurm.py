@@ -19,6 +19,7 @@ COMMANDS = {
 }
 HEAD = "head"
 FOLDERS = ("run", "log", "state", "dev", "ssh", "spool")  # of a cluster, in its folder
+PORT = 6817  # of the controller
 MEMORY = 1_000_000  # MB a node claims to have
 
 
@@ -53,6 +54,7 @@ def configuration(folder: Path, shape: Shape) -> str:
     return f"""\
 ClusterName=lab
 SlurmctldHost={HEAD}({address(HEAD)})
+SlurmctldPort={PORT}
 SlurmUser=root
 AuthType=auth/munge
 AuthInfo=socket={folder}/run/munge.socket,cred_expire=5

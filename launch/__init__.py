@@ -1,0 +1,1 @@
+"""Runnable: any script on N hosts × M ranks, by torchrun, Slurm or MPI."""
