@@ -225,7 +225,7 @@ class TorchChannel:
         count = own.nbytes
 
         def receive(source: int) -> Values:
-            return np.frombuffer(self._receive_bytes(count, source))
+            return np.frombuffer(self._receive_bytes(count, source)).reshape(own.shape)
 
         def send(payload: Values, to: int) -> None:
             self._send_bytes(payload.tobytes(), to)

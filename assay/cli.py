@@ -1,7 +1,6 @@
 """The `assay` command. Nothing here imports torch: only ranks do, and `assay env` when it looks for devices."""
 
 import shlex
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -9,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from assay import __version__
-from assay.errors import INTERRUPTED_EXIT, RUN_FAILED_EXIT, SENTENCE_MARK, AssayError, BadInput
+from assay.errors import RUN_FAILED_EXIT, SENTENCE_MARK, AssayError, BadInput
 
 if TYPE_CHECKING:
-    from assay.suite import Suite
+    pass
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -92,89 +91,19 @@ def run(
     case: Annotated[list[str] | None, typer.Option(help="with --resume: only this case, of several given ones")] = None,
 ) -> None:
     """Run a suite (or finish one), score it and write its report."""
-    import os
-
-    from assay.launchers.choice import runs_in_jobs
+    from assay.undertaking import begin, go_on, read_suite
 
     if (suite is None) == (resume is None):
         raise BadInput("give a suite, or --resume with a run folder; not both")
     given = _launch(launcher, nodes, per_node, spawn, one_job, sbatch, hostfile, preflight)
     if resume is not None and (option or given or folder):
-        raise BadInput("a run that has begun is finished as it began: --resume takes no other option; start a new one")
+        raise BadInput("a run that has begun is finished as it began: --resume takes no such option; start a new one")
     if suite is not None and case:
         raise BadInput("--case is for --resume; for a new run, write a suite of the cases that you want")
-    started = _resume(resume, case or []) if resume is not None else _load(str(suite), option, given)
-    if runs_in_jobs(started.file, os.environ):
-        _run_as_jobs(started, resume, _target(started, out, folder), named=folder is not None)
-    else:
-        _run_here(
-            started, resume, _target(started, out, folder), fresh, named=folder is not None, report_at_end=not case
-        )
-
-
-def _run_here(
-    suite: "Suite", resume: Path | None, target: Path, fresh: bool, *, named: bool, report_at_end: bool
-) -> None:
-    import os
-
-    from rich.console import Console
-
-    from assay.console import ConsoleWatcher
-    from assay.launchers.choice import choose_launcher
-    from assay.rundir import RUNNER, RunDir
-    from assay.runner import create_run, examine, owner_is_gone, run_cases
-
-    choose_launcher(suite.file, os.environ)  # what it needs must be here before anything is written
-    if resume is None and not (target / "run.json").exists():
-        folder = create_run(suite, target, may_exist=named)
-    else:
-        folder = RunDir.open(resume or target)
-        folder.lock(RUNNER, owner_is_gone)
-    # Schedulers end a job with SIGTERM: the folder is left in as true a state as by Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    console = Console(soft_wrap=True)
-    console.print(f"run folder: {folder.path}", markup=False, highlight=False)
-    try:
-        if suite.file.doctor:
-            console.print("looking whether this machine is fit to be measured …", markup=False, highlight=False)
-        checkup = examine(folder, suite)
-        if checkup is not None:
-            console.print(f"{checkup.sentence} More: assay doctor", markup=False, highlight=False)
-        with ConsoleWatcher(console) as watcher:
-            passed = run_cases(folder, suite, watcher, checkup=checkup, fresh=fresh)
-    except KeyboardInterrupt:
-        print(f"interrupted; what was measured is kept, go on with: assay run --resume {folder.path}", file=sys.stderr)
-        raise SystemExit(INTERRUPTED_EXIT) from None
-    if report_at_end:
-        report(folder.path, None, None, None, None)
-    raise typer.Exit(0 if passed else RUN_FAILED_EXIT)
-
-
-def _run_as_jobs(suite: "Suite", resume: Path | None, target: Path, *, named: bool) -> None:
-    from rich.console import Console
-
-    from assay.jobs import check_jobs, run_jobs
-    from assay.rundir import WATCHER, RunDir
-    from assay.runner import create_run
-
-    if resume is None and not (target / "run.json").exists():
-        check_jobs(suite, target)
-        folder = create_run(suite, target, WATCHER, may_exist=named)
-    else:
-        folder = RunDir.open(resume or target)
-        folder.lock(WATCHER)
-    console = Console(soft_wrap=True)
-    console.print(f"run folder: {folder.path}", markup=False, highlight=False)
-    try:
-        passed = run_jobs(folder, suite, lambda text: console.print(text, markup=False, highlight=False))
-    except KeyboardInterrupt:
-        print(
-            f"no longer watching; the jobs go on. Watch again with: assay run --resume {folder.path}, "
-            f"end them with: assay cancel {folder.path}",
-            file=sys.stderr,
-        )
-        raise SystemExit(INTERRUPTED_EXIT) from None
-    report(folder.path, None, None, None, None)
+    run = go_on(resume, case or []) if resume else begin(read_suite(str(suite), option or [], given), out, folder)
+    passed = run.see_through(fresh=fresh)
+    if not case:  # what is left of the run may be still to come
+        report(run.path, None, None, None, None)
     raise typer.Exit(0 if passed else RUN_FAILED_EXIT)
 
 
@@ -187,6 +116,37 @@ def cancel_run(path: RunArgument) -> None:
     folder, suite = resume_run(path)
     ended = cancel_jobs(folder, suite)
     print(f"cancelled: {', '.join(ended)}" if ended else "no job of this run is queued or running")
+
+
+@app.command()
+def preflight(
+    launcher: LauncherOption = None,
+    nodes: NodesOption = None,
+    per_node: PerNodeOption = None,
+    hostfile: HostfileOption = None,
+    folder: Annotated[Path, typer.Option(help="where results are going to be written")] = Path("runs"),
+    torch: Annotated[
+        bool, typer.Option("--torch", help="count accelerators by torch; slower, knows every vendor")
+    ] = False,
+    json: Annotated[Path | None, typer.Option(help="file to write everything into")] = None,
+) -> None:
+    """Say whether every host answers, agrees with the others and reaches them. Exit code 1 if not.
+
+    -n: accelerators that each host should have. With --launcher slurm, start it inside a job: salloc -N 4 assay preflight …
+    """
+    import os
+
+    from assay.launchers.choice import choose_launcher, launch_keys
+    from assay.preflight.launching import preflight as look
+    from assay.suite_format import Launch
+
+    given = _launch(launcher, nodes, per_node, None, False, None, hostfile, False)
+    keys = Launch.model_validate(launch_keys({"per_node": per_node or 1}, given, os.environ))
+    chosen = choose_launcher(keys, os.environ)
+    wanted = nodes or max(1, len(chosen.hosts))
+    if wanted > max(1, len(chosen.hosts)):
+        raise BadInput(f"-N {wanted}: there are {max(1, len(chosen.hosts))} hosts here; ask for more, or name them")
+    raise typer.Exit(look(chosen, wanted, folder, per_node, json=json, torch=torch))
 
 
 @app.command()
@@ -206,8 +166,11 @@ def plan(
 
     from assay.launchers.choice import runs_in_jobs
     from assay.runner import plan as plan_cases
+    from assay.undertaking import read_suite
 
-    loaded = _load(suite, option, _launch(launcher, nodes, per_node, spawn, one_job, sbatch, hostfile, False))
+    loaded = read_suite(
+        suite, option or [], _launch(launcher, nodes, per_node, spawn, one_job, sbatch, hostfile, False)
+    )
     for item in plan_cases(loaded, Path("runs/RUN")):
         case = item.case
         print(f"{case.name}: {case.script}, world {case.world}, at most {case.time_limit:g} s")
@@ -374,55 +337,6 @@ def _launch(
     given |= {"jobs": "suite" if one_job else None, "sbatch": sbatch or None, "preflight": preflight or None}
     given["hostfile"] = str(hostfile.resolve()) if hostfile else None
     return {key: value for key, value in given.items() if value is not None}
-
-
-def _load(suite: str, option: list[str] | None, given: dict[str, object]) -> "Suite":
-    import os
-
-    from assay.catalogue import find_suite
-    from assay.launchers.choice import launch_keys
-    from assay.scoring.baseline import load_profile
-    from assay.suite import load_suite
-
-    overrides = {}
-    for text in option or []:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise BadInput(f"-o {text}: expected KEY=VALUE, for example -o steps=20")
-        overrides[key] = value
-    loaded = load_suite(find_suite(suite), overrides, lambda file: launch_keys(file, given, os.environ))
-    if loaded.file.profile is not None:
-        load_profile(loaded.file.profile)  # a name that does not exist must not be found out after hours of measuring
-    return loaded
-
-
-def _resume(path: Path, names: list[str]) -> "Suite":
-    from dataclasses import replace
-
-    from assay.options.base import nearest
-    from assay.runner import resume_run
-
-    _, suite = resume_run(path)
-    known = [case.name for case in suite.cases]
-    for name in names:
-        if name not in known:
-            raise BadInput(f"--case {name}: {path} has no such case{nearest(name, known)}")
-    return replace(suite, cases=[case for case in suite.cases if case.name in names]) if names else suite
-
-
-def _target(suite: "Suite", out: Path, folder: Path | None) -> Path:
-    """Where the run goes. Raises BadInput if the folder that was asked for holds another run."""
-    from assay.runner import new_run_path, resume_run
-
-    if folder is None:
-        return new_run_path(suite.file.name, out)
-    if (folder / "run.json").exists():
-        _, there = resume_run(folder)
-        if [case.document() for case in there.cases] != [case.document() for case in suite.cases]:
-            raise BadInput(
-                f"--folder {folder}: holds a run of another suite, or with other options; give another folder"
-            )
-    return folder
 
 
 def main() -> NoReturn:

@@ -155,10 +155,9 @@ def run_cases(
         launcher = choose_launcher(suite.file, os.environ)
         for case in suite.cases:
             nodes = layout_of(case, suite.file).nodes
-            if launcher.hosts is not None and nodes > launcher.hosts:
-                raise BadInput(
-                    f"case {case.name!r}: needs {nodes} hosts, but there are {launcher.hosts} here; ask for more"
-                )
+            have = max(1, len(launcher.hosts))
+            if nodes > have:
+                raise BadInput(f"case {case.name!r}: needs {nodes} hosts, but there are {have} here; ask for more")
         clock = _TimeLeft(suite)
         passed = True
         fresh = fresh or not _all_kept(run, suite, checkup)

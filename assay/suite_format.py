@@ -54,15 +54,9 @@ class CaseEntry(Options):
     )
 
 
-class SuiteFile(Options):
-    """The whole file."""
+class Launch(Options):
+    """The keys that say how ranks are started and where."""
 
-    assay: Literal[1] = Field(description="version of this format")
-    name: Name = Field(description="name of the suite; run folders are called after it")
-    description: str = Field("", description="what the suite is for")
-    smoke_of: Name | None = Field(
-        None, description="the suite of which this is the twin with small sizes; its figures stand for nothing else"
-    )
     launcher: Literal["local", "slurm", "mpi"] = Field("local", description="what starts the ranks")
     nodes: int | None = Field(None, ge=1, description="number of hosts; a Slurm job knows its own")
     per_node: int | None = Field(None, ge=1, description="ranks on a host; a Slurm job takes one for each of its GPUs")
@@ -80,6 +74,17 @@ class SuiteFile(Options):
         False, description="before the first case: do all hosts answer, agree and reach each other?"
     )
     port: int | None = Field(None, ge=1, le=65535, description="rendezvous port; a free one is chosen without it")
+
+
+class SuiteFile(Launch):
+    """The whole file."""
+
+    assay: Literal[1] = Field(description="version of this format")
+    name: Name = Field(description="name of the suite; run folders are called after it")
+    description: str = Field("", description="what the suite is for")
+    smoke_of: Name | None = Field(
+        None, description="the suite of which this is the twin with small sizes; its figures stand for nothing else"
+    )
     limits: bool = Field(True, description="measure this machine's ceilings first, for every number of ranks")
     limits_max_age: float = Field(
         86400.0, ge=0, description="seconds for which ceilings of the same machine and code are used again"

@@ -23,7 +23,7 @@ FLOORS: list[set[str]] = [
     {"limits", "collectives", "transports"},
     {"training"},
     {"scoring", "report"},
-    {"doctor", "preflight", "ceiling_cache", "importers", "runner", "jobs", "results", "catalogue", "console"},
+    {"doctor", "preflight", "ceiling_cache", "importers", "runner", "jobs", "undertaking", "results", "catalogue", "console"},
     {"cli", "__main__"},
 ]  # fmt: skip
 TORCH_FREE = [

@@ -6,9 +6,8 @@ import math
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from itertools import groupby
-from pathlib import Path
+from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 import numpy as np
@@ -38,9 +37,30 @@ def in_world(size: int, work: Callable[[int, int, int], T]) -> list[T]:
     """What `work(rank, size, port)` returns in each of `size` processes that run together."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["assay.world", "torch.distributed"])
+    pipes = [context.Pipe(duplex=False) for _ in range(size)]
     port = free_port()
-    with ProcessPoolExecutor(size, mp_context=context) as ranks:
-        return [one.result(60) for one in [ranks.submit(work, rank, size, port) for rank in range(size)]]
+    ranks = [
+        context.Process(target=one_rank, args=(told, work, rank, size, port)) for rank, (_, told) in enumerate(pipes)
+    ]
+    try:
+        for process in ranks:
+            process.start()
+        assert all(heard.poll(60) for heard, _ in pipes), "ranks hang"
+        return [heard.recv() for heard, _ in pipes]
+    finally:
+        for process in ranks:
+            process.kill()
+            process.join()
+            process.close()
+
+
+def one_rank(told: Connection, work: Callable[[int, int, int], T], rank: int, size: int, port: int) -> None:
+    try:
+        told.send(work(rank, size, port))
+    except Exception as error:
+        told.send(repr(error))
+    finally:
+        os._exit(0)  # as our ranks end: a thread of gloo may outlive the interpreter
 
 
 def spoken(channel: Channel) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,25 +81,25 @@ def test_a_job_goes_on_elsewhere_when_its_node_loses_power(lab: Lab, tmp_path: P
     job = submit(lab, tmp_path, "-x", "node1", "-N2", "--wrap", f"srun sh -c '{script}'")
     wait_for((tmp_path / f"{job}.txt").exists, 10, "the first run")
     assert lab.job(job)["NodeList"] == "node[2-3]"
-    lab.limit(2, "50mbit")
-    lab.on("node2", ["touch", SHM / "beacon"], cwd=tmp_path)
-    before = lab.hosts["node2"]
-    lab.fail(2)
+    lab.limit(3, "50mbit")
+    lab.on("node3", ["touch", SHM / "beacon"], cwd=tmp_path)
+    before = lab.hosts["node3"]
+    lab.fail(3)
     assert not before.on
-    with pytest.raises(RuntimeError, match="node2 is off; power it on first"):
-        lab.on("node2", ["true"])
-    assert lab.login(["sinfo", "-h", "-n", "node2", "-p", "gpu", "-o", "%t"], cwd=tmp_path).stdout.startswith("down")
+    with pytest.raises(RuntimeError, match="node3 is off; power it on first"):
+        lab.on("node3", ["true"])
+    assert lab.login(["sinfo", "-h", "-n", "node3", "-p", "gpu", "-o", "%t"], cwd=tmp_path).stdout.startswith("down")
     wait_for(lambda: lab.job(job)["Restarts"] == "1", 5, "the job to be queued again")
     known = lab.wait_job(job, {"COMPLETED"}, 30)
-    assert (known["Restarts"], known["NodeList"]) == ("1", "node[3-4]")
-    lab.power_on(2)
-    with pytest.raises(RuntimeError, match="node2 is on already"):
-        lab.power_on(2)
+    assert (known["Restarts"], known["NodeList"]) == ("1", "node[2,4]")
+    lab.power_on(3)
+    with pytest.raises(RuntimeError, match="node3 is on already"):
+        lab.power_on(3)
     # Slurm forgets a job some time after min_job_age.
     wait_for(lambda: lab.job(short) == {}, 20, "Slurm to forget a job that has ended")
     # What was in memory is gone; what is bolted to the port is not.
-    assert lab.on("node2", ["ls", SHM]).stdout == ""
-    assert "rate 50Mbit" in lab.on("node2", ["tc", "qdisc", "show", "dev", "eth0"]).stdout
+    assert lab.on("node3", ["ls", SHM]).stdout == ""
+    assert "rate 50Mbit" in lab.on("node3", ["tc", "qdisc", "show", "dev", "eth0"]).stdout
 
 
 # --- Hosts and their network
@@ -277,6 +278,12 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             start(folder, shape)
     with pytest.raises(RuntimeError, match="the cluster keeps its files below it"):
         start(tmp_path / "lab", shape, unshared=tmp_path)
+    # What could not start leaves nothing in the way of the next try.
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match='illegal value for "rate": "fast"'):
+            start(tmp_path / "lab", shape, rate="fast")
+    assert not load(tmp_path / "lab").running
+    shutil.rmtree(tmp_path / "lab")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RuntimeError, match=r"slurmctld.* not installed; on Debian: apt-get install .*munge.* slurmd"):
         start(tmp_path / "lab", shape)

@@ -24,6 +24,13 @@ cases:
   - {name: first, script: comms/bench, world: 2, options: {ops: all_reduce, size: 1KiB, budget: 0.05}}
   - {name: second, script: comms/bench, world: 2, options: {ops: broadcast, size: 1KiB, budget: 0.05}}
 """
+FAILING = (
+    MINE.split("cases:")[0]
+    + """
+cases:
+  - {name: failing, script: comms/bench, world: 2, options: {ops: all_reduce, size: 1KiB, device: cuda}}
+"""
+)
 
 
 @pytest.fixture(scope="module")
@@ -109,11 +116,11 @@ def test_a_suite_of_ones_own_from_elsewhere_goes_on_after_a_requeue(lab: Lab, ho
 
 
 def test_a_job_ends_with_the_exit_code_of_its_run(lab: Lab, home: Path) -> None:
-    bad = submit(lab, home, "slurm/suite.sh", "no-such-suite", options=("--time=5",))
-    failing = submit(
-        lab, home, "slurm/train_8card.sh", "-o", "data=/no/such/folder", options=("--time=5",),
-        ASSAY_PRESET="tiny", ASSAY_RANKS_PER_NODE="2",
-    )  # fmt: skip
-    codes = [lab.wait_job(job, {"COMPLETED", "FAILED"}, 90)["ExitCode"] for job in (bad, failing)]
-    assert codes == ["2:0", "1:0"], (home / f"assay-train-8card-{failing}.out").read_text()
-    assert "no such file or shipped suite" in (home / f"assay-suite-{bad}.out").read_text()
+    (home / "failing.yaml").write_text(FAILING)
+    options = ("--gpus-per-node=2", "--time=5")
+    jobs = [submit(lab, home, "slurm/suite.sh", suite, options=options) for suite in ("no-such-suite", "failing.yaml")]
+    codes = [lab.wait_job(job, {"COMPLETED", "FAILED"}, 90)["ExitCode"] for job in jobs]
+    said = [(home / f"assay-suite-{job}.out").read_text() for job in jobs]
+    assert codes == ["2:0", "1:0"], said
+    assert "no such file or shipped suite" in said[0]
+    assert "failed   failing" in said[1]

@@ -8,7 +8,7 @@ from assay.launchers.local import LocalLauncher
 from assay.launchers.mpi import MpiLauncher, check_mpirun, read_hostfile
 from assay.launchers.protocol import Launcher
 from assay.launchers.slurm import Allocation, SlurmLauncher, address_of, allocation, check_srun
-from assay.suite_format import SuiteFile
+from assay.suite_format import Launch
 
 FIRST_HOST = "FIRST-HOST"  # in plans: known only when Slurm has given hosts
 
@@ -31,7 +31,7 @@ def launch_keys(file: Mapping[str, Any], given: Mapping[str, object], env: Mappi
     return keys
 
 
-def choose_launcher(file: SuiteFile, env: Mapping[str, str]) -> Launcher:
+def choose_launcher(file: Launch, env: Mapping[str, str]) -> Launcher:
     """The launcher that starts ranks from where this process is.
 
     Raises BadInput if what it needs is not here.
@@ -48,7 +48,7 @@ def choose_launcher(file: SuiteFile, env: Mapping[str, str]) -> Launcher:
     return SlurmLauncher(given, file.spawn, address_of(given.hosts[0]))
 
 
-def launcher_on_paper(file: SuiteFile, env: Mapping[str, str]) -> Launcher:
+def launcher_on_paper(file: Launch, env: Mapping[str, str]) -> Launcher:
     """The launcher whose commands a plan prints; nothing needs to be installed. Raises BadInput for a bad hostfile."""
     if file.launcher == "local":
         return LocalLauncher()
@@ -58,12 +58,12 @@ def launcher_on_paper(file: SuiteFile, env: Mapping[str, str]) -> Launcher:
     return SlurmLauncher(given or Allocation("JOB", (FIRST_HOST,)), file.spawn)
 
 
-def _mpi(file: SuiteFile, given: Allocation | None) -> MpiLauncher:
+def _mpi(file: Launch, given: Allocation | None) -> MpiLauncher:
     if file.hostfile is not None:
         return MpiLauncher(read_hostfile(file.hostfile), file.hostfile)
     return MpiLauncher(given.hosts if given else (), None)
 
 
-def runs_in_jobs(file: SuiteFile, env: Mapping[str, str]) -> bool:
+def runs_in_jobs(file: Launch, env: Mapping[str, str]) -> bool:
     """Whether the suite is for Slurm but this process is in no Slurm job: then the cases go into jobs of their own."""
     return file.launcher == "slurm" and allocation(env) is None

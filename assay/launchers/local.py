@@ -11,7 +11,8 @@ from assay.launchers.protocol import Command, Job
 class LocalLauncher:
     """See protocol.Launcher."""
 
-    hosts: int | None = 1
+    hosts: tuple[str, ...] = ()
+    address = "127.0.0.1"
 
     def render(self, job: Job, port: int | None, env: Mapping[str, str]) -> Command:
         """torchrun for all ranks on this host; without a port it finds one itself."""
@@ -20,6 +21,10 @@ class LocalLauncher:
         argv = [machine.python(), "-m", "torch.distributed.run", *meeting, "--nproc-per-node", str(world)]
         # Behind "--" torchrun leaves the script's own options alone.
         return Command([*argv, "--", *job.program], rank_environment(env, world, machine.usable_cores()))
+
+    def on_each_host(self, nodes: int, argv: Sequence[str], env: Mapping[str, str]) -> Command:
+        """`argv` itself."""
+        return Command(list(argv), dict(env))
 
     def meeting_port(self, asked: int | None) -> int | None:
         """The one that was asked for, if it is free."""

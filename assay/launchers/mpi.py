@@ -16,6 +16,7 @@ from assay.launchers.gathering import gather
 from assay.launchers.local import rank_environment
 from assay.launchers.ports import check_port, free_port, port_text
 from assay.launchers.protocol import Command, Job
+from assay.placement import tells_of_a_rank
 
 _ANSWER_SECONDS = 20.0
 # What a rank on another host must be told besides what mpirun tells it: names that change what is measured.
@@ -26,27 +27,39 @@ class MpiLauncher:
     """See protocol.Launcher. hosts: of the hostfile or of the allocation, in order; none: this host alone."""
 
     def __init__(self, hosts: Sequence[str], hostfile: Path | None) -> None:
-        self.hosts: int | None = max(1, len(hosts))
-        self._hosts = tuple(hosts)
+        self.hosts = tuple(hosts)
+        self.address = self.hosts[0] if self.hosts else "127.0.0.1"
         self._hostfile = hostfile
 
     def render(self, job: Job, port: int | None, env: Mapping[str, str]) -> Command:
         """mpirun, with as many ranks on every host as the layout says."""
         layout = job.layout
-        argv = ["mpirun", "-n", str(layout.world), "--map-by", f"ppr:{layout.per_node}:node", "--oversubscribe"]
+        given = rank_environment(env, layout.per_node, machine.usable_cores())
+        given |= {"MASTER_ADDR": self.address if layout.nodes > 1 else "127.0.0.1", "MASTER_PORT": port_text(port)}
+        argv = self._mpirun(layout.nodes, layout.per_node, {*given, *(n for n in env if n.startswith(_PASSED_ON))})
+        return Command([*argv, machine.python(), *job.program], given, afar=True)
+
+    def on_each_host(self, nodes: int, argv: Sequence[str], env: Mapping[str, str]) -> Command:
+        """mpirun with one process a host."""
+        return Command([*self._mpirun(nodes, 1, set(env)), *argv], dict(env), afar=True)
+
+    def _mpirun(self, nodes: int, per_node: int, passed_on: set[str]) -> list[str]:
+        argv = ["mpirun", "-n", str(nodes * per_node), "--map-by", f"ppr:{per_node}:node", "--oversubscribe"]
         # Its own choice would bind a rank to one core. What ranks share of a host's cores is OMP_NUM_THREADS' business.
         argv += ["--bind-to", "none"]
         if self._hostfile is not None:
             argv += ["--hostfile", str(self._hostfile)]
-        if self._hosts:
-            argv += ["--host", ",".join(f"{host}:{layout.per_node}" for host in self._hosts[: layout.nodes])]
-        first = self._hosts[0] if layout.nodes > 1 else "127.0.0.1"
-        given = rank_environment(env, layout.per_node, machine.usable_cores())
-        given |= {"MASTER_ADDR": first, "MASTER_PORT": port_text(port)}
-        names = sorted({*given, *(name for name in env if name.startswith(_PASSED_ON) and name not in _NOT_PASSED_ON)})
-        for name in names:
-            argv += ["-x", name]
-        return Command([*argv, machine.python(), *job.program], given, afar=True)
+        if self.hosts:
+            argv += ["--host", ",".join(f"{host}:{per_node}" for host in self.hosts[:nodes])]
+        return [
+            *argv,
+            *(
+                word
+                for name in sorted(passed_on)
+                if not tells_of_a_rank(name) or name.startswith("MASTER_")
+                for word in ("-x", name)
+            ),
+        ]
 
     def meeting_port(self, asked: int | None) -> int | None:
         """For what runs over torch.distributed beside MPI: the port that was asked for, or a free one of this host."""
@@ -59,16 +72,13 @@ class MpiLauncher:
 
     def collect(self, job: Job) -> Sequence[str]:
         """What is missing here comes from the hosts that should hold it, through mpirun."""
-        if job.layout.nodes == 1 or not self._hosts:
+        if job.layout.nodes == 1 or not self.hosts:
             return ()
-        return gather(job, self._hosts, self._on_host)
+        return gather(job, self.hosts, self._on_host)
 
     def _on_host(self, host: str, argv: Sequence[str]) -> list[str]:
         file = ["--hostfile", str(self._hostfile)] if self._hostfile else []
         return ["mpirun", "-n", "1", *file, "--host", host, *argv]
-
-
-_NOT_PASSED_ON = ("ASSAY_BEACONS", "ASSAY_LIFELINE")
 
 
 def read_hostfile(path: Path) -> list[str]:

@@ -65,12 +65,21 @@ class Running(Protocol):
 
 
 class Launcher(Protocol):
-    """What starts ranks. hosts: how many it can start them on; None where it cannot know."""
+    """What starts ranks. hosts: on which, first to last; none: this host alone."""
 
-    hosts: int | None
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The hosts' names."""
+
+    @property
+    def address(self) -> str:
+        """Where the first of them is reached."""
 
     def render(self, job: Job, port: int | None, env: Mapping[str, str]) -> Command:
         """The command that starts the job. Pure. port: where ranks meet; None where the launcher finds one itself."""
+
+    def on_each_host(self, nodes: int, argv: Sequence[str], env: Mapping[str, str]) -> Command:
+        """The command that starts `argv` once on each of the first `nodes` hosts, with `env` on top of theirs. Pure."""
 
     def meeting_port(self, asked: int | None) -> int | None:
         """The port for the next job, free on the first host at this moment. Raises BadInput if the asked one is taken."""

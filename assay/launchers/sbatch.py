@@ -72,10 +72,15 @@ def _quoted(option: str) -> str:
     return option if plain else f'{name}{equals}"{escaped}"'
 
 
-def check_sbatch(text: str) -> None:
-    """Whether Slurm would take the file. Raises BadInput with Slurm's own reason, or if there is no Slurm here."""
+def check_here() -> None:
+    """Raise BadInput if this machine has no sbatch."""
     if shutil.which("sbatch") is None:
         raise BadInput("--launcher slurm: there is no sbatch here; log in where it is, or use --launcher local")
+
+
+def check_sbatch(text: str) -> None:
+    """Whether Slurm would take the file. Raises BadInput with Slurm's own reason, or if there is no Slurm here."""
+    check_here()
     done = _sbatch(["--test-only"], text)
     if done.returncode:
         raise BadInput(f"--launcher slurm: {_refusal(done.stderr)}")

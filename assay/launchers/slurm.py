@@ -49,30 +49,38 @@ class SlurmLauncher:
 
     def __init__(self, given: Allocation, spawn: str, address: str | None = None) -> None:
         """address: where the first host is reached, if not by its name."""
-        self.hosts: int | None = len(given.hosts)
+        self.hosts = given.hosts
+        self.address = address or given.hosts[0]
         self._given = given
         self._spawn = spawn
-        self._address = address or given.hosts[0]
 
     def render(self, job: Job, port: int | None, env: Mapping[str, str]) -> Command:
         """srun on the first hosts of the allocation."""
         layout = job.layout
         by_srun = self._spawn == "srun"
         tasks = layout.per_node if by_srun else 1
-        argv = ["srun", f"--job-name={job.name}", f"--nodes={layout.nodes}", f"--ntasks={layout.nodes * tasks}"]
+        argv = [*self._srun(job.name, layout.nodes, tasks, env), machine.python()]
+        cores = self._given.cores or machine.usable_cores()
+        given = rank_environment(env, layout.per_node, cores)
+        if by_srun:
+            given |= {"MASTER_ADDR": self.address, "MASTER_PORT": port_text(port)}
+        else:
+            meeting = ("--nodes", str(layout.nodes), "--per-node", str(layout.per_node))
+            argv += ["-m", "assay.launchers.node", *meeting, "--meet", f"{self.address}:{port_text(port)}", "--"]
+        return Command([*argv, *job.program], given, afar=True)
+
+    def _srun(self, name: str, nodes: int, tasks: int, env: Mapping[str, str]) -> list[str]:
+        """srun with `tasks` tasks on each of the first `nodes` hosts, up to what they run."""
+        argv = ["srun", f"--job-name={name}", f"--nodes={nodes}", f"--ntasks={nodes * tasks}"]
         argv += [f"--ntasks-per-node={tasks}", "--relative=0", "--kill-on-bad-exit=1", "--unbuffered"]
         if self._given.cores is not None:
             # A step would otherwise take one core a task, and be bound to it.
             argv.append(f"--cpus-per-task={max(1, self._given.cores // tasks)}")
-        argv += [*shlex.split(env.get(SRUN_OPTIONS, "")), *shlex.split(env.get(NODE_PREFIX, "")), machine.python()]
-        cores = self._given.cores or machine.usable_cores()
-        given = rank_environment(env, layout.per_node, cores)
-        if by_srun:
-            given |= {"MASTER_ADDR": self._address, "MASTER_PORT": port_text(port)}
-        else:
-            meeting = ("--nodes", str(layout.nodes), "--per-node", str(layout.per_node))
-            argv += ["-m", "assay.launchers.node", *meeting, "--meet", f"{self._address}:{port_text(port)}", "--"]
-        return Command([*argv, *job.program], given, afar=True)
+        return [*argv, *shlex.split(env.get(SRUN_OPTIONS, "")), *shlex.split(env.get(NODE_PREFIX, ""))]
+
+    def on_each_host(self, nodes: int, argv: Sequence[str], env: Mapping[str, str]) -> Command:
+        """A step with one task a host."""
+        return Command([*self._srun("each-host", nodes, 1, env), *argv], dict(env), afar=True)
 
     def meeting_port(self, asked: int | None) -> int | None:
         """The port that was asked for, or one that is free on this host: the batch script runs on the first one."""

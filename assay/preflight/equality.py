@@ -116,7 +116,7 @@ def untold(part: str, reports: Mapping[str, Report], state: State = "unknown", f
 def _called(item: Code) -> str:
     if item.revision is None:
         return f"assay {item.version} of no checkout, sources {item.sources[:8]}"
-    changed = " with uncommitted changes" if item.changes != _NO_CHANGES else ""
+    changed = " with uncommitted changes" if item.changes not in (None, _NO_CHANGES) else ""
     return f"revision {item.revision[:10]}{changed}, sources {item.sources[:8]}"
 
 

@@ -56,6 +56,8 @@ class _Desk:
         except (OSError, ValueError, asyncio.TimeoutError):
             if index is not None:
                 self._settle(index, None)
+        except asyncio.CancelledError:
+            pass  # the pre-flight was interrupted; asyncio would print a traceback of a caller that is cancelled
         link.close()
 
     async def _receive(self, link: Link) -> int | None:

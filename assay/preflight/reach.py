@@ -36,8 +36,8 @@ async def open_door(address: str, index: int, token: str) -> asyncio.Server:
             nonce = await asyncio.wait_for(reader.readexactly(_NONCE), KNOCK_SECONDS)
             writer.write(tag(token, b"door", nonce, str(index).encode()))
             await writer.drain()
-        except (OSError, EOFError, asyncio.TimeoutError):
-            pass  # a scanner, or a knock that gave up; the one who knocked tells
+        except (OSError, EOFError, asyncio.TimeoutError, asyncio.CancelledError):
+            pass  # a scanner, a knock that gave up, or our own end; the one who knocked tells
         finally:
             writer.close()
 

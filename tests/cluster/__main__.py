@@ -72,7 +72,7 @@ def _start(told: argparse.Namespace) -> None:
 def _act(lab: Lab, told: argparse.Namespace) -> None:
     if told.verb == "login":
         argv = lab.inside(HEAD, told.command or [os.environ.get("SHELL", "/bin/sh")], Path.cwd())
-        os.execvpe(argv[0], argv, {**os.environ, "SLURM_CONF": str(lab.slurm_conf)})  # noqa: S606
+        os.execvpe(argv[0], argv, {**os.environ, "SLURM_CONF": str(lab.slurm_conf)})
     elif told.verb == "stop":
         lab.stop()
     elif told.verb == "limit":

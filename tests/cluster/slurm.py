@@ -44,7 +44,8 @@ def configuration(folder: Path, shape: Shape) -> str:
 
     What is not default is so for a reason: config_overrides lets nodes claim cores and memory that they have not;
     without DefMemPerCPU each job takes all memory and none shares a node; with the default life of a credential a
-    requeued job would wait for 120 s; the scheduler looks often, as tests wait for it.
+    requeued job would wait for 120 s; the scheduler looks often, as tests wait for it; those that lost a node try to
+    reach it for TCPTimeout several times before their job can be queued again.
     """
     nodes = "\n".join(
         f"NodeName=node{n} NodeAddr={address(f'node{n}')} CPUs={shape.cpus} RealMemory={MEMORY}"
@@ -81,7 +82,7 @@ MinJobAge={shape.min_job_age}
 SlurmctldTimeout=10
 SlurmdTimeout=10
 MessageTimeout=10
-TCPTimeout=2
+TCPTimeout=1
 CompleteWait=0
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=5,bf_interval=2,batch_sched_delay=1,sched_min_interval=100000
