@@ -61,7 +61,7 @@ def run_jobs(run: RunDir, suite: Suite, say: Callable[[str], None]) -> bool:
         waiting = [group for group in groups(suite, run.path) if not _passed(run, group)]
         followed: list[tuple[Group, Followed]] = []
         for group in list(waiting):
-            known = _under_way(group)
+            known = _surely_under_way(group, say)
             if known is not None:
                 say(f"{group.job.name}: is job {known} already")
                 followed.append((group, _follow(group, known, say)))
@@ -105,8 +105,18 @@ def _record(group: Group) -> Path:
     return group.job.folder / f"{group.job.name}.json"
 
 
+def _surely_under_way(group: Group, say: Callable[[str], None]) -> str | None:
+    # Whether it runs must be known: a second one beside it would spoil both.
+    while True:
+        try:
+            return _under_way(group)
+        except NoAnswer as error:
+            say(f"{group.job.name}: {error}; asking again")
+            time.sleep(LONGEST_SECONDS)
+
+
 def _under_way(group: Group) -> str | None:
-    """The job that was submitted for these cases and is not over, as far as Slurm tells."""
+    """The job that was submitted for these cases and is not over, as far as Slurm tells. Raises NoAnswer."""
     try:
         submitted = read_document(_record(group))
     except BadInput:
@@ -114,12 +124,7 @@ def _under_way(group: Group) -> str | None:
     job = str(submitted.get("job", ""))
     if not job.isdigit() or submitted.get("ended"):
         return None
-    while True:
-        try:
-            state = ask([job]).get(job)
-            break
-        except NoAnswer:
-            time.sleep(LONGEST_SECONDS)  # whether it runs must be known: a second one beside it would spoil both
+    state = ask([job]).get(job)
     return job if state is not None and not (state.ended and state.state not in PASSING) else None
 
 

@@ -73,7 +73,7 @@ def _range_numbers(ranges: str, text: str) -> list[str]:
     for part in ranges.removeprefix("[").removesuffix("]").split(","):
         first, dash, last = part.partition("-")
         last = last if dash else first
-        if not ranges.endswith("]") or not (first.isdigit() and last.isdigit()) or int(first) > int(last):
+        if not ranges.endswith("]") or not (first.isdecimal() and last.isdecimal()) or int(first) > int(last):
             raise BadInput(f"node list {text!r}: {ranges!r} is no range; expected such as node[01-04,7]")
         numbers += [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
     return numbers

@@ -218,6 +218,11 @@ def _output(argv: list[str]) -> str | None:
     return done.stdout.rstrip("\n") if done.returncode == 0 else None
 
 
+def node_python(env: Mapping[str, str]) -> str:
+    """The interpreter that runs on every host: ASSAY_NODE_PYTHON, as inside of a container, else the one that runs now."""
+    return env.get("ASSAY_NODE_PYTHON") or sys.executable
+
+
 def python() -> str:
-    """The interpreter that ranks are started with: the one that runs now."""
+    """The interpreter that runs now, for what is started on this host."""
     return sys.executable

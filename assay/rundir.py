@@ -289,7 +289,8 @@ def _self_description() -> dict[str, Any]:
     me = psutil.Process()
     about = {"pid": me.pid, "start_time": me.create_time(), "host": platform.node()}
     # A job that is requeued comes back on another host under its old number: so it knows itself again.
-    return {**about, "slurm_job": os.environ.get("SLURM_JOB_ID")}
+    slurm = {"slurm_job": "SLURM_JOB_ID", "slurm_restarts": "SLURM_RESTART_COUNT"}
+    return {**about, **{key: os.environ.get(name) for key, name in slurm.items()}}
 
 
 def _owner(fd: int) -> dict[str, Any] | None:

@@ -111,7 +111,8 @@ def owner_is_gone(owner: Mapping[str, Any]) -> bool:
     if not isinstance(job, str) or not job.isdigit():
         return False
     if job == os.environ.get("SLURM_JOB_ID"):
-        return True  # this very job, requeued
+        # This very job: requeued, or running this on several of its hosts at once.
+        return owner.get("slurm_restarts") != os.environ.get("SLURM_RESTART_COUNT")
     try:
         state = ask([job]).get(job)
     except NoAnswer:

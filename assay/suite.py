@@ -131,7 +131,7 @@ def _expand(file: SuiteFile, where: Where, overrides: Mapping[str, object]) -> l
     cases: list[Case] = []
     for index, entry in enumerate(file.cases):
         model = SCRIPTS[entry.script]
-        for suffix, world, chosen in _combinations(entry, file, model, where, index):
+        for suffix, world, chosen in _combinations(entry, model, where, index):
             name = f"{entry.name}{suffix}"
             if not NAME.fullmatch(name):
                 raise BadInput(
@@ -143,7 +143,11 @@ def _expand(file: SuiteFile, where: Where, overrides: Mapping[str, object]) -> l
                     raise BadInput(f"-o {key}: case {entry.name!r} varies it in its matrix; change the suite instead")
             used |= set(mine.values())
             values = {option: overrides[key] for option, key in mine.items()}
-            ranks = _ranks(values.pop("world", world), mine.get("world", "world"), file)
+            try:
+                ranks = _ranks(values.pop("world", world), file)
+            except ValueError as error:
+                place = where.sentence(("cases", index, "world"), str(error))
+                raise BadInput(f"-o {mine['world']}: {error}" if "world" in mine else place) from None
             limit = _seconds(values.pop("time_limit", entry.time_limit or file.time_limit), mine.get("time_limit", ""))
             options = _options(model, {**entry.options, **chosen, **values}, where, index, name, ranks, mine)
             if entry.reuse_within and not entry.script.startswith("specs/"):
@@ -196,15 +200,16 @@ def layout_of(case: Case, file: SuiteFile) -> Layout:
     return lay_out(case.world, file.per_node or case.world, file.nodes)
 
 
-def _ranks(value: object, key: str, file: SuiteFile) -> int:
+def _ranks(value: object, file: SuiteFile) -> int:
+    """The number of ranks that `world` means. Raises ValueError with a sentence if it means none."""
     if value == "all":
         nodes = 1 if file.launcher == "local" else file.nodes
         if nodes is None or file.per_node is None:
             lacking = "ranks there are on each host; give -n" if nodes else "hosts there are; give -N, and -n"
-            raise BadInput(f"world: all needs to know how many {lacking}")
+            raise ValueError(f"all needs to know how many {lacking}")
         return nodes * file.per_node
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise BadInput(f"-o {key}: expected a whole number above 0, got {value!r}")
+        raise ValueError(f"expected a whole number above 0, got {value!r}")
     return value
 
 
@@ -221,8 +226,8 @@ def _unknown_override(key: str, file: SuiteFile, cases: Sequence[Case]) -> str:
 
 
 def _combinations(
-    entry: CaseEntry, file: SuiteFile, model: type[ScriptOptions], where: Where, index: int
-) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    entry: CaseEntry, model: type[ScriptOptions], where: Where, index: int
+) -> Iterator[tuple[str, int | str, dict[str, Any]]]:
     axes: list[list[tuple[str, Any]]] = []
     for key, values in entry.matrix.items():
         path: KeyPath = ("cases", index, "matrix", key)
@@ -236,9 +241,7 @@ def _combinations(
     for combination in product(*axes):
         chosen = dict(combination)
         world = chosen.pop("world", entry.world)
-        if world == "all":
-            world = _ranks(world, "world", file)
-        if isinstance(world, bool) or not isinstance(world, int) or world < 1:
+        if world != "all" and (isinstance(world, bool) or not isinstance(world, int) or world < 1):
             path = ("cases", index, "matrix", "worlds")
             raise BadInput(where.sentence(path, f"expected whole numbers above 0, got {world!r}"))
         suffix = "".join(f"-{_slug(value)}" for _, value in combination)

@@ -19,7 +19,7 @@ from typing import NoReturn
 from assay import machine
 from assay.errors import INTERRUPTED_EXIT, AssayError, BadInput
 from assay.launchers import by_hand, sbatch
-from assay.launchers.following import Followed, look_at, pause_after
+from assay.launchers.following import SHORTEST_SECONDS, Followed, look_at, pause_after
 from assay.launchers.job_state import exit_code
 from assay.launchers.slurm import Allocation, SlurmLauncher, address_of, allocation, check_srun
 
@@ -28,7 +28,7 @@ def main() -> None:
     """Become srun inside a job; outside, submit one that does."""
     parser = by_hand.parser(str(__doc__), nodes=True)
     parser.add_argument("--spawn", choices=["torchrun", "srun"], default="torchrun", help="who starts ranks [torchrun]")
-    parser.add_argument("--time", type=float, default=60.0, metavar="MINUTES", help="time limit of the job [60]")
+    parser.add_argument("--time", type=_minutes, default=60.0, metavar="MINUTES", help="time limit of the job [60]")
     parser.add_argument("--sbatch", action="append", metavar="OPTION", help="an option of the job [--exclusive]")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder for the job's file and output [runs]")
     parser.add_argument("--no-wait", action="store_true", help="submit and do not follow")
@@ -41,6 +41,16 @@ def main() -> None:
         _start_step(told, given)
     except AssayError as error:
         by_hand.fail(error)
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected minutes above 0, got {text!r}")
+    return minutes
 
 
 def _start_step(told: argparse.Namespace, given: Allocation) -> None:
@@ -82,7 +92,7 @@ def _say(text: str) -> None:
 
 def _follow(followed: Followed) -> NoReturn:
     try:
-        pause = 0.0
+        pause = SHORTEST_SECONDS
         while not followed.over:
             pause = pause_after(look_at([followed], _say), pause)
             time.sleep(0.0 if followed.over else pause)

@@ -18,14 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import assay.world
-from assay.channel import Alone, Channel, MpiChannel, first_said, joined, packed, spread_out
+from assay.channel import Alone, first_said, joined, packed, spread_out
 from assay.device import HostDevice
 from assay.placement import Placement
 from assay.world import World, join
 from tests.conftest import ROOT, free_port, mpirun
+from tests.ranks_channel import LONG, spoken
 
 T = TypeVar("T")
-LONG = "x" * 100_000
 
 
 def joined_world(rank: int, size: int, port: int) -> World:
@@ -63,23 +63,6 @@ def one_rank(told: Connection, work: Callable[[int, int, int], T], rank: int, si
         os._exit(0)  # as our ranks end: a thread of gloo may outlive the interpreter
 
 
-def spoken(channel: Channel) -> dict[str, Any]:
-    """What this rank hears in one call of each kind."""
-    rank, size = channel.rank, channel.size
-    return {
-        "rank": rank,
-        "collect": channel.collect([rank, LONG[:rank]]),
-        "gather": channel.gather(f"n{rank // 2}"),
-        "broadcast": channel.broadcast(f"{LONG}{rank}", size - 1)[-3:],
-        "largest": channel.largest(np.array([[rank, -rank], [-math.inf, 5.0]])).tolist(),
-        "total": channel.total(np.array([1.0, rank])).tolist(),
-        "nothing": channel.total(np.array([])).tolist(),
-        "agree": channel.agree(40 + rank),
-        "said": first_said(channel, f"rank {rank}" if rank else ""),
-        "silent": first_said(channel, ""),
-    }
-
-
 def expected(rank: int, size: int) -> dict[str, Any]:
     return {
         "rank": rank,
@@ -105,7 +88,7 @@ def test_every_rank_hears_the_same_over_torch(size: int) -> None:
 
 
 def test_every_rank_hears_the_same_over_mpi() -> None:
-    done = mpirun(3, "tests/test_channel.py", PYTHONPATH=str(ROOT))
+    done = mpirun(3, "tests/ranks_channel.py")
     assert done.returncode == 0, done.stderr
     heard = sorted((json.loads(line) for line in done.stdout.splitlines()), key=lambda one: int(one["rank"]))
     assert heard == [expected(rank, 3) for rank in range(3)]
@@ -217,9 +200,3 @@ def test_nobody_sends_objects_all_to_all() -> None:
 def test_all_to_all_is_recognised() -> None:
     source = "def keep(here):\n    dist.all_gather_object(a, b)\n    here.world.gather(1)\n    transport.gather(t)\n"
     assert list(everyone_to_everyone(source)) == [("keep", "all_gather_object"), ("keep", "gather")]
-
-
-if __name__ == "__main__":
-    from mpi4py import MPI
-
-    print(json.dumps(spoken(MpiChannel(MPI.COMM_WORLD.Dup()))), flush=True)

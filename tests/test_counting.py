@@ -133,7 +133,9 @@ def test_a_large_model_is_counted_without_its_memory_and_without_a_random_number
     chosen = options(seq_len=4096, dtype="bfloat16")
     state, before = torch.random.get_rng_state(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     work = count_work(MODELS["llama-7b"], chosen)
-    assert work.flops_per_sample == pytest.approx(4096 * flops_per_token(MODELS["llama-7b"], 6_738_415_616, 4096), rel=0.001)
+    assert work.flops_per_sample == pytest.approx(
+        4096 * flops_per_token(MODELS["llama-7b"], 6_738_415_616, 4096), rel=0.001
+    )
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10, "KiB; its weights alone are 13 GB"
     assert torch.equal(torch.random.get_rng_state(), state), "training must not begin with other random numbers"
 

@@ -84,7 +84,11 @@ class Attended:
         finally:
             self.cancel()
             self._lifeline.wait()
-            # Only a lifeline that was killed leaves something behind; its orphans are ours then.
+            # Only a lifeline that was killed leaves something behind; its orphans are ours then. srun and mpirun have been
+            # asked to end by that, and need their time for the ranks on other hosts.
+            if self._afar:
+                below = psutil.Process().children(recursive=True)
+                psutil.wait_procs([process for process in below if process not in self._spared], AFAR_SECONDS)
             end_descendants(spared=self._spared)
             refusals = [refusal for log in self._logs if (refusal := log.finish())]
             self._clear()

@@ -17,11 +17,18 @@ from assay.placement import tells_of_a_rank
 from assay.scripts import script_path
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse, with errors of ours: one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.startswith("unrecognized")
+        hint = "our own come before the script, the script's behind --" if unknown else "--help tells what there is"
+        fail(BadInput(f"{message}; {hint}"))
+
+
 def parser(description: str, *, nodes: bool) -> argparse.ArgumentParser:
     """The command line: -N, -n, the script, and behind `--` the script's own arguments."""
-    made = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    made = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     if nodes:
         made.add_argument("-N", "--nodes", type=_count, default=1, metavar="N", help="number of hosts [1]")
     made.add_argument("-n", "--per-node", type=_count, default=1, metavar="N", help="ranks on each host [1]")
@@ -48,7 +55,7 @@ def job(told: argparse.Namespace) -> Job:
     """The job that the command line describes. Raises BadInput if the script is nowhere."""
     path = find_script(told.script)
     layout = Layout(getattr(told, "nodes", 1) * told.per_node, told.per_node)
-    return Job(path.stem, (str(path), *told.arguments), layout, Path())
+    return Job(path.stem, (str(path), *told.arguments), layout, Path(), watched=False)
 
 
 def find_script(text: str) -> Path:
@@ -64,12 +71,12 @@ def find_script(text: str) -> Path:
 def replace_process(command: Command) -> NoReturn:
     """Become the command: its output, its signals and its exit code are this process's own."""
     sys.stdout.flush()
-    os.execvpe(command.argv[0], command.argv, clean({**os.environ, **command.env}, command.env))
+    os.execvpe(command.argv[0], command.argv, {**_of_no_rank(os.environ), **command.env})
 
 
-def clean(env: Mapping[str, str], kept: Mapping[str, str]) -> dict[str, str]:
+def _of_no_rank(env: Mapping[str, str]) -> dict[str, str]:
     """`env` without what an outer launcher said of this process, and without the runner's mark: a person is reading."""
-    return {k: v for k, v in env.items() if k != "ASSAY_RUN" and (k in kept or not tells_of_a_rank(k))}
+    return {name: value for name, value in env.items() if name != "ASSAY_RUN" and not tells_of_a_rank(name)}
 
 
 def fail(error: AssayError) -> NoReturn:
@@ -80,6 +87,6 @@ def fail(error: AssayError) -> NoReturn:
 
 def show(command: Command) -> None:
     """Print a command as it would be typed."""
-    for name, value in clean(command.env, command.env).items():
+    for name, value in command.env.items():
         print(f"{name}={shlex.quote(value)}", end=" ")
     print(shlex.join(command.argv))

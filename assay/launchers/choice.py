@@ -1,6 +1,7 @@
 """Which launcher a suite's settings mean in this environment."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from assay.errors import BadInput
@@ -16,19 +17,34 @@ FIRST_HOST = "FIRST-HOST"  # in plans: known only when Slurm has given hosts
 def launch_keys(file: Mapping[str, Any], given: Mapping[str, object], env: Mapping[str, str]) -> dict[str, object]:
     """How a suite is launched: what the command line gave, else what the suite says, else what Slurm's job tells.
 
-    The number of hosts is the job's, whatever the suite says. Raises BadInput if the ranks on each stay unknown.
+    The number of hosts is the job's or the hostfile's, whatever the suite says. Raises BadInput if more are asked for, or
+    if the ranks on each stay unknown.
     """
     launcher = given.get("launcher", file.get("launcher", "local"))
     found: dict[str, object] = {}
     here = allocation(env) if launcher in ("slurm", "mpi") else None
-    if here is not None:
+    hostfile = given.get("hostfile", file.get("hostfile")) if launcher == "mpi" else None
+    if isinstance(hostfile, str):
+        found["nodes"] = len(read_hostfile(Path(hostfile)))
+    elif here is not None:
         found["nodes"] = len(here.hosts)
-        if here.gpus:
-            found["per_node"] = file.get("per_node", here.gpus)
+    elif launcher == "mpi":
+        found["nodes"] = 1
+    if here is not None and here.gpus:
+        found["per_node"] = file.get("per_node", here.gpus)
+    _check_hosts(given.get("nodes"), 1 if launcher == "local" else found.get("nodes"), launcher)
     keys = {**found, **given}
     if launcher == "slurm" and "per_node" not in keys and "per_node" not in file:
         raise BadInput("--launcher slurm: say how many ranks a host takes, one for each of its accelerators: -n 8")
     return keys
+
+
+def _check_hosts(asked: object, known: object, launcher: object) -> None:
+    if isinstance(asked, int) and isinstance(known, int) and asked > known:
+        fix = {"local": "give --launcher slurm or mpi", "mpi": "name them with --hostfile"}
+        raise BadInput(
+            f"-N {asked}: the {launcher} launcher has {known} here; {fix.get(str(launcher), 'ask for more with sbatch -N')}"
+        )
 
 
 def choose_launcher(file: Launch, env: Mapping[str, str]) -> Launcher:

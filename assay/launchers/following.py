@@ -44,19 +44,19 @@ class Followed:
         if time.monotonic() - self._end_seen >= needed:
             if now is None:
                 self.state = ask_books(self.job)
-            self._relay()
+            self._relay(to_the_end=True)
             self.over = True
         return True
 
-    def _relay(self) -> bool:
-        """Pass on what the job has printed since."""
+    def _relay(self, *, to_the_end: bool = False) -> bool:
+        """Pass on what the job has printed since: whole lines, and at its end what is no whole line too."""
         try:
             with self._output.open("rb") as file:
                 file.seek(self._read)
                 text = file.read()
         except OSError:
             return False
-        whole = text[: text.rfind(b"\n") + 1]
+        whole = text if to_the_end else text[: text.rfind(b"\n") + 1]
         self._read += len(whole)
         for line in whole.decode("utf-8", "replace").splitlines():
             self._pass_on(line)

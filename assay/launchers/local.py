@@ -20,7 +20,7 @@ class LocalLauncher:
         meeting = ["--standalone"] if port is None else ["--master-addr", "127.0.0.1", "--master-port", str(port)]
         argv = [machine.python(), "-m", "torch.distributed.run", *meeting, "--nproc-per-node", str(world)]
         # Behind "--" torchrun leaves the script's own options alone.
-        return Command([*argv, "--", *job.program], rank_environment(env, world, machine.usable_cores()))
+        return Command([*argv, "--", *job.program], rank_environment(job, env, machine.usable_cores()))
 
     def on_each_host(self, nodes: int, argv: Sequence[str], env: Mapping[str, str]) -> Command:
         """`argv` itself."""
@@ -40,7 +40,8 @@ class LocalLauncher:
         return ()
 
 
-def rank_environment(env: Mapping[str, str], per_node: int, cores: int) -> dict[str, str]:
-    """The variables that every launcher gives to ranks. cores: of a host, to be shared by its `per_node` ranks."""
-    threads = env.get("OMP_NUM_THREADS") or str(max(1, cores // per_node))
-    return {"OMP_NUM_THREADS": threads, "ASSAY_RUN": "1", "PYTHONUNBUFFERED": "1"}
+def rank_environment(job: Job, env: Mapping[str, str], cores: int) -> dict[str, str]:
+    """The variables that every launcher gives to ranks. cores: of a host, to be shared by its ranks."""
+    threads = env.get("OMP_NUM_THREADS") or str(max(1, cores // job.layout.per_node))
+    mark = {"ASSAY_RUN": "1"} if job.watched else {}
+    return {"OMP_NUM_THREADS": threads, **mark, "PYTHONUNBUFFERED": "1"}

@@ -34,10 +34,10 @@ class MpiLauncher:
     def render(self, job: Job, port: int | None, env: Mapping[str, str]) -> Command:
         """mpirun, with as many ranks on every host as the layout says."""
         layout = job.layout
-        given = rank_environment(env, layout.per_node, machine.usable_cores())
+        given = rank_environment(job, env, machine.usable_cores())
         given |= {"MASTER_ADDR": self.address if layout.nodes > 1 else "127.0.0.1", "MASTER_PORT": port_text(port)}
         argv = self._mpirun(layout.nodes, layout.per_node, {*given, *(n for n in env if n.startswith(_PASSED_ON))})
-        return Command([*argv, machine.python(), *job.program], given, afar=True)
+        return Command([*argv, machine.node_python(env), *job.program], given, afar=True)
 
     def on_each_host(self, nodes: int, argv: Sequence[str], env: Mapping[str, str]) -> Command:
         """mpirun with one process a host."""

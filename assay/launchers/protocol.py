@@ -18,12 +18,16 @@ from assay.layout import Layout
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be started. program: the script with its arguments; folder: where logs and records go."""
+    """What is to be started. program: the script with its arguments; folder: where logs and records go.
+
+    watched: a runner reads the ranks' progress; else a person does.
+    """
 
     name: str
     program: tuple[str, ...]
     layout: Layout
     folder: Path
+    watched: bool = True
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class BatchJob:
 def render(job: BatchJob) -> str:
     """The sbatch file."""
     minutes = math.ceil((job.seconds + START_SECONDS + WARNING_SECONDS) / 60)
-    output = str(job.folder / f"{job.name}-%j.out").replace("%", "%%").replace("%%j.out", "%j.out")
+    output = str(job.folder / job.name).replace("%", "%%") + "-%j.out"
     options = [
         f"--job-name=assay-{job.name}",
         f"--nodes={job.nodes}",
@@ -102,7 +102,10 @@ def submit(job: BatchJob, after: str | None = None) -> str:
     done = _sbatch(options)
     if done.returncode:
         raise RunFailed(f"{job.file}: {_refusal(done.stderr)}")
-    return done.stdout.strip().splitlines()[-1].partition(";")[0]
+    number = done.stdout.strip().rpartition("\n")[2].partition(";")[0]
+    if not number.isdigit():
+        raise RunFailed(f"{job.file}: sbatch said {done.stdout.strip()!r} instead of a job's number; squeue --me tells")
+    return number
 
 
 def _sbatch(options: list[str], text: str | None = None) -> "subprocess.CompletedProcess[str]":
@@ -130,8 +133,8 @@ def _refusal(text: str) -> str:
         lines.append(line.strip())
     reason = next((line for line in lines if line), "no reason given")
     known = {
-        "partition": "sinfo lists the partitions; give one with --sbatch=--partition=NAME or SBATCH_PARTITION",
         "account": "give one with --sbatch=--account=NAME or SBATCH_ACCOUNT",
+        "partition": "sinfo lists the partitions; give one with --sbatch=--partition=NAME or SBATCH_PARTITION",
         "qos": "give one with --sbatch=--qos=NAME or SBATCH_QOS",
         "node count": "sinfo tells how many nodes there are",
         "node configuration": "sinfo -o '%P %D %c %m %G' tells what nodes have",

@@ -26,7 +26,7 @@ _ANSWER_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Allocation:
-    """What Slurm has given this job. hosts: in Slurm's order; cores: of the host with fewest; gpus: None if untold."""
+    """What Slurm has given this job. hosts: in Slurm's order; cores: of the host with fewest; gpus: asked for on each host, None if none were."""
 
     job: str
     hosts: tuple[str, ...]
@@ -39,9 +39,20 @@ def allocation(env: Mapping[str, str]) -> Allocation | None:
     job, nodes = env.get("SLURM_JOB_ID"), env.get("SLURM_JOB_NODELIST")
     if not job or not nodes:
         return None
+    hosts = expand_hosts(nodes)
+    if not hosts:
+        raise BadInput(f"environment: SLURM_JOB_NODELIST={nodes!r} names no host; it is Slurm's to set")
     cores = counts_per_node(env.get("SLURM_JOB_CPUS_PER_NODE", ""))
-    gpus = env.get("SLURM_GPUS_ON_NODE", "")
-    return Allocation(job, tuple(expand_hosts(nodes)), min(cores, default=None), int(gpus) if gpus.isdigit() else None)
+    # What was asked for, a100:4 or 4. Of an exclusive node SLURM_GPUS_ON_NODE counts all, whatever was asked for.
+    gpus = env.get("SLURM_GPUS_PER_NODE", "").rpartition(":")[2]
+    return Allocation(job, tuple(hosts), min(cores, default=None), int(gpus) if gpus.isdigit() else None)
+
+
+def _words(env: Mapping[str, str], name: str) -> list[str]:
+    try:
+        return shlex.split(env.get(name, ""))
+    except ValueError as error:
+        raise BadInput(f"environment: {name}={env[name]!r}: {str(error).lower()}; quote it as in a shell") from None
 
 
 class SlurmLauncher:
@@ -59,9 +70,9 @@ class SlurmLauncher:
         layout = job.layout
         by_srun = self._spawn == "srun"
         tasks = layout.per_node if by_srun else 1
-        argv = [*self._srun(job.name, layout.nodes, tasks, env), machine.python()]
+        argv = [*self._srun(job.name, layout.nodes, tasks, env), machine.node_python(env)]
         cores = self._given.cores or machine.usable_cores()
-        given = rank_environment(env, layout.per_node, cores)
+        given = rank_environment(job, env, cores)
         if by_srun:
             given |= {"MASTER_ADDR": self.address, "MASTER_PORT": port_text(port)}
         else:
@@ -76,7 +87,7 @@ class SlurmLauncher:
         if self._given.cores is not None:
             # A step would otherwise take one core a task, and be bound to it.
             argv.append(f"--cpus-per-task={max(1, self._given.cores // tasks)}")
-        return [*argv, *shlex.split(env.get(SRUN_OPTIONS, "")), *shlex.split(env.get(NODE_PREFIX, ""))]
+        return [*argv, *_words(env, SRUN_OPTIONS), *_words(env, NODE_PREFIX)]
 
     def on_each_host(self, nodes: int, argv: Sequence[str], env: Mapping[str, str]) -> Command:
         """A step with one task a host."""
@@ -112,7 +123,7 @@ def address_of(host: str) -> str:
     try:
         socket.getaddrinfo(host, None)
         return host
-    except OSError:
+    except (OSError, UnicodeError):  # the latter for what cannot be a name at all
         pass
     argv = ["scontrol", "show", "node", host, "--oneliner"]
     try:

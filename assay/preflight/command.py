@@ -6,10 +6,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from assay.errors import INTERRUPTED_EXIT, RUN_FAILED_EXIT, SENTENCE_MARK, AssayError, BadInput
 from assay.layout import expand_hosts
@@ -24,6 +24,8 @@ from assay.preflight.surroundings import named, seats
 from assay.rundir import write_document
 from assay.units import format_size, parse_size
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Command:
@@ -36,8 +38,6 @@ class Command:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Take part in a pre-flight; the exit code: 0 ready (or, elsewhere than on the first host, over), 1 not, 2 bad input."""
-    # Schedulers end a job with SIGTERM; the probe file is removed as by Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         command = read(sys.argv[1:] if words is None else words, os.environ)
         # Programs that are started from here (git, torch) need not know it.
@@ -46,7 +46,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except AssayError as error:
         print(f"{SENTENCE_MARK}{error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         return INTERRUPTED_EXIT
 
 
@@ -54,15 +54,24 @@ def run(command: Command) -> int:
     """The pre-flight from its beginning to its end. Raises AssayError as `join` and `gather` do."""
     setting = command.setting
     if setting.index:
-        asyncio.run(join(setting))
+        asyncio.run(_interruptible(join(setting)))
         return 0
     when, begun = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.monotonic()
-    heard = asyncio.run(gather(setting))
+    heard = asyncio.run(_interruptible(gather(setting)))
     found = verdict(heard, command.wanted, setting.where, seconds=time.monotonic() - begun, when=when)
     show(found)
     if command.json is not None:
         write_document(command.json, found.document())
     return 0 if found.ready else RUN_FAILED_EXIT
+
+
+async def _interruptible(part: Awaitable[T]) -> T:
+    # Schedulers end a job with SIGTERM. As a cancellation it arrives where the part waits, never within its cleaning up.
+    task = asyncio.current_task()
+    if task is not None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    return await part
 
 
 def read(words: Sequence[str], env: Mapping[str, str]) -> Command:

@@ -1,9 +1,14 @@
 """What one host tells of itself, as it travels to the first host. Types only."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+T = TypeVar("T")
 Exchange = tuple[
     float, float, float, float
 ]  # wall times (s): asked (own), heard and answered (first host's), back (own)
@@ -115,13 +120,18 @@ class Report:
 
 def arrival_of(document: Mapping[str, Any]) -> Arrival:
     """An arrival as it came over the network. Raises ValueError if it is none."""
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(Arrival).validate_python(document)
+    arrival: Arrival = _reader(Arrival).validate_python(document)
+    return arrival
 
 
 def report_of(document: Mapping[str, Any]) -> Report:
     """A report as it came over the network. Raises ValueError if it is none."""
+    report: Report = _reader(Report).validate_python(document)
+    return report
+
+
+@functools.cache
+def _reader(kind: type[T]) -> "TypeAdapter[T]":
     from pydantic import TypeAdapter
 
-    return TypeAdapter(Report).validate_python(document)
+    return TypeAdapter(kind)

@@ -27,6 +27,8 @@ from assay.preflight.reason import reason_of
 from assay.preflight.survey import PART_SECONDS, survey, within
 from assay.preflight.wire import Link, Refused
 
+TURNS = 8  # hosts that compare their clocks at a time
+
 
 class _Desk:
     """Where the first host receives the others."""
@@ -39,6 +41,8 @@ class _Desk:
         self.strangers: list[str] = []
         self.complete = asyncio.Event()
         self.closed = False
+        # Thousands that ask for the time at once would all wait for each other's answers, and learn little of it.
+        self._turns = asyncio.Semaphore(TURNS)
         self._reports: dict[int, asyncio.Future[Any]] = {}
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -46,7 +50,7 @@ class _Desk:
         link = Link(reader, writer, self._setting.token, served=True)
         index: int | None = None
         try:
-            index = await asyncio.wait_for(self._receive(link), GREETING_SECONDS)
+            index = await self._receive(link)
             if index is not None:
                 self._settle(index, (await link.receive()).get("report"))
                 return
@@ -61,15 +65,14 @@ class _Desk:
         link.close()
 
     async def _receive(self, link: Link) -> int | None:
-        """Tell the time as often as it is asked for; the index of a new arrival, None if it must go."""
-        clock = self._setting.clock
-        await link.greet()
-        message = await link.receive()
-        while message.get("what") == "clock":
-            heard = clock()
-            await link.send({"what": "clock", "heard": heard, "answered": clock()})
+        """The index of a new arrival, once its clock is compared; None if it must go."""
+        with link.hanging_up_after(GREETING_SECONDS):
+            await link.greet()
             message = await link.receive()
-        arrival = arrival_of(message.get("arrival", {}))
+        async with self._turns:
+            with link.hanging_up_after(GREETING_SECONDS):
+                hello = await self._tell_time(link, message)
+        arrival = arrival_of(hello.get("arrival", {}))
         if not 0 < arrival.index < len(self._setting.hosts):
             return None
         if self.closed:
@@ -84,6 +87,15 @@ class _Desk:
         if len(self.arrivals) == len(self._setting.hosts) - 1:
             self.complete.set()
         return arrival.index
+
+    async def _tell_time(self, link: Link, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Answer until something else than the time is asked for; returns that."""
+        clock = self._setting.clock
+        while message.get("what") == "clock":
+            heard = clock()
+            await link.send({"what": "clock", "heard": heard, "answered": clock()})
+            message = await link.receive()
+        return message
 
     def _settle(self, index: int, report: Any) -> None:
         if not self._reports[index].done():

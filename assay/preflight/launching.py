@@ -5,6 +5,7 @@ import platform
 import subprocess
 from pathlib import Path
 
+from assay import machine
 from assay.errors import BAD_INPUT_EXIT, BadInput, RunFailed
 from assay.launchers.ports import free_port
 from assay.launchers.protocol import Launcher
@@ -40,7 +41,8 @@ def preflight(
     """
     hosts = launcher.hosts[:nodes] or (platform.node(),)
     meet = f"{launcher.address}:{launcher.meeting_port(None) or free_port()}"
-    words = argv(meet, hosts, folder=folder.resolve(), devices=devices, json=json, torch=torch)
+    python = machine.node_python(os.environ)
+    words = argv(meet, hosts, folder=folder.resolve(), devices=devices, json=json, torch=torch, python=python)
     command = launcher.on_each_host(len(hosts), words, {TOKEN_VARIABLE: new_token()})
     env = {name: value for name, value in os.environ.items() if not tells_of_a_rank(name)} | command.env
     try:

@@ -1,5 +1,7 @@
 """The checks as a table: coloured and wrapped on a terminal; in a log one line a check, which can be searched."""
 
+import os
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -13,7 +15,8 @@ _COLOURS: dict[State, str] = {"failed": "red", "warning": "yellow", "unknown": "
 def show(verdict: Verdict, console: Console | None = None) -> None:
     """Print the table and, beneath, the verdict. Texts of other hosts are shown harmlessly."""
     shown = console or Console()
-    if shown.is_terminal:
+    # mpirun gives every rank a terminal, also where its own output goes into a file.
+    if shown.is_terminal and "OMPI_COMM_WORLD_RANK" not in os.environ:
         shown.print(_table(verdict))
         shown.print(Text(verdict.sentence, style="bold green" if verdict.ready else "bold red"))
     else:

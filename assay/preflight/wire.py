@@ -5,11 +5,12 @@ nothing recorded can be said again. What is said is not secret; only who says it
 """
 
 import asyncio
+import contextlib
 import hmac
 import json
 import secrets
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 MOST_BYTES = 1 << 22  # of one message; a report has some thousand
@@ -77,6 +78,15 @@ class Link:
         if not isinstance(message, dict):
             raise Refused
         return message
+
+    @contextlib.contextmanager
+    def hanging_up_after(self, seconds: float) -> Iterator[None]:
+        """Within it, the connection is closed after so long: whoever waits gets ConnectionError."""
+        timer = asyncio.get_running_loop().call_later(seconds, self.close)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def close(self) -> None:
         """Hang up; what was sent before still arrives."""
