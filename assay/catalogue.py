@@ -36,7 +36,10 @@ def find_suite(name: str) -> Path:
 
 def catalogue() -> list[tuple[str, list[tuple[str, str]]]]:
     """(heading, [(name, one line about it)]) of everything there is."""
-    suites = [(name, load_suite(path, launch=lambda file: {"per_node": 2}).file.description) for name, path in shipped_suites().items()]
+    suites = [
+        (name, load_suite(path, launch=lambda file: {"per_node": 2}).file.description)
+        for name, path in shipped_suites().items()
+    ]
     models = [
         (
             name,

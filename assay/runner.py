@@ -126,7 +126,9 @@ def examine(run: RunDir, suite: Suite) -> Checkup | None:
 
     Raises KeyboardInterrupt on Ctrl-C and RunFailed when the folder cannot be written.
     """
-    if not suite.file.doctor or all(run.case(case.name).passed() for case in suite.cases):
+    # Where ranks run in a container, what this host lacks says nothing.
+    inside = machine.node_python(os.environ) != machine.python()
+    if inside or not suite.file.doctor or all(run.case(case.name).passed() for case in suite.cases):
         return None
     devices = {case.options.device for case in suite.cases}
     try:
@@ -154,6 +156,7 @@ def run_cases(
     """
     try:
         launcher = choose_launcher(suite.file, os.environ)
+        launcher.meeting_port(suite.file.port)
         for case in suite.cases:
             nodes = layout_of(case, suite.file).nodes
             have = max(1, len(launcher.hosts))
@@ -219,7 +222,12 @@ def _run_case(
     clock: "_TimeLeft",
 ) -> Status:
     job = _job(suite, case, attempt)
-    command = launcher.render(job, launcher.meeting_port(suite.file.port), os.environ)
+    try:
+        command = launcher.render(job, launcher.meeting_port(suite.file.port), os.environ)
+    except BadInput as error:  # it was well when the run began: somebody has taken the port since
+        status = Status("failed", "launch", None, 0.0, str(error), f"assay run --resume {run.path}")
+        run.write_status(attempt, status)
+        return status
     # Each attempt says by what it was made: a resumed run may have met other code or another host.
     provenance = {"revision": machine.code()["revision"], "host": platform.node(), "software": machine.software()}
     write_document(
@@ -239,10 +247,11 @@ def _run_case(
     try:
         outcome = launcher.submit(command, job, run.lock_fd, on_line).watch(case.time_limit)
         status = _judge(case, attempt, outcome, launcher.collect(job))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         seconds = time.monotonic() - begun
+        whom = " ".join(map(str, interruption.args)) or "the user"
         status = Status(
-            "failed", "interrupted", None, seconds, "interrupted by the user", f"assay run --resume {run.path}"
+            "failed", "interrupted", None, seconds, f"interrupted by {whom}", f"assay run --resume {run.path}"
         )
         run.write_status(attempt, status)
         raise

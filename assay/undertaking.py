@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 
 from rich.console import Console
 
@@ -48,7 +49,7 @@ class Undertaking:
         else:
             folder = create_run(self.suite, self.path, may_exist=self.may_exist)
         # Schedulers end a job with SIGTERM: the folder is left in as true a state as by Ctrl-C.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, _terminated)
         console = _announce(folder)
         with _told(f"interrupted; what was measured is kept, go on with: assay run --resume {folder.path}"):
             if self.suite.file.doctor:
@@ -81,6 +82,10 @@ def _announce(folder: RunDir) -> Console:
     console = Console(soft_wrap=True)
     console.print(f"run folder: {folder.path}", markup=False, highlight=False)
     return console
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt("SIGTERM, as a scheduler sends it (scancel, time limit, requeue)")
 
 
 @contextmanager

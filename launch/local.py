@@ -6,8 +6,6 @@
 The script's output, signals and exit code are this command's own. For records that can be scored: assay run SUITE.
 """
 
-import os
-
 from assay.errors import AssayError
 from assay.launchers import by_hand
 from assay.launchers.local import LocalLauncher
@@ -18,7 +16,7 @@ def main() -> None:
     told = by_hand.parser(str(__doc__), nodes=False).parse_args()
     try:
         launcher = LocalLauncher()
-        command = launcher.render(by_hand.job(told), launcher.meeting_port(told.port), os.environ)
+        command = launcher.render(by_hand.job(told), launcher.meeting_port(told.port), by_hand.surroundings())
     except AssayError as error:
         by_hand.fail(error)
     if told.dry_run:

@@ -28,7 +28,7 @@ def main() -> None:
         if told.nodes > max(1, len(hosts)):
             raise BadInput(f"-N {told.nodes}: only {max(1, len(hosts))} hosts are known; name them with --hostfile")
         launcher = MpiLauncher(hosts, told.hostfile)
-        command = launcher.render(by_hand.job(told), launcher.meeting_port(told.port), os.environ)
+        command = launcher.render(by_hand.job(told), launcher.meeting_port(told.port), by_hand.surroundings())
     except AssayError as error:
         by_hand.fail(error)
     if told.dry_run:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from assay.launchers.job_state import (
     read_sacct,
     read_squeue,
 )
+from tests.slurm_answers import answer
 
 DOWN = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
 FORGOTTEN = "slurm_load_jobs error: Invalid job id specified"
@@ -31,21 +33,8 @@ Answers = Callable[..., Path]
 def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Answers:
     """A function that makes a command of Slurm's answer as given; it returns the file with the words it was called with."""
     folder = tmp_path / "slurm"
-    folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-
-    def answer(command: str, out: str = "", err: str = "", code: int = 0) -> Path:
-        for stream, text in (("out", out), ("err", err)):
-            (folder / f"{command}.{stream}").write_text(text)
-        file = folder / command
-        file.write_text(
-            f'#!/bin/sh\nprintf "%s\\n" "$@" > "$0.argv"\nenv > "$0.env"\ncat > "$0.in"\n'
-            f'cat "$0.out"\ncat "$0.err" >&2\nexit {code}\n'
-        )
-        file.chmod(0o755)
-        return folder / f"{command}.argv"
-
-    return answer
+    return partial(answer, folder)
 
 
 # --- Reading
@@ -184,6 +173,9 @@ class Listener:
     def look(self, state: str | None, reason: str = "") -> bool:
         return self.job.look(None if state is None else JobState("7", state, reason))
 
+    def over(self) -> bool:
+        return self.job.over
+
 
 @pytest.fixture
 def listener(tmp_path: Path) -> Listener:
@@ -193,26 +185,26 @@ def listener(tmp_path: Path) -> Listener:
 def test_a_lost_node_that_puts_the_job_back_into_the_queue_is_no_end(listener: Listener) -> None:
     for state in ("PENDING", "RUNNING", "NODE_FAIL", "PENDING", "RUNNING", "REQUEUED", "REQUEUE_HOLD", "RUNNING"):
         listener.look(state)
-        assert not listener.job.over, state
+        assert not listener.over(), state
     listener.look("COMPLETED")
-    assert listener.job.over
+    assert listener.over()
     assert listener.said[2:4] == ["a: Slurm job 7 is node_fail", "a: Slurm job 7 is pending"]
 
 
 def test_a_lost_node_that_stays_the_last_word_is_the_end(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(following, "PASSING_SECONDS", 0.1)
     listener.look("NODE_FAIL")
-    assert not listener.job.over
+    assert not listener.over()
     time.sleep(0.15)
     listener.look("NODE_FAIL")
-    assert listener.job.over
+    assert listener.over()
     assert listener.job.state == JobState("7", "NODE_FAIL")
 
 
 @pytest.mark.parametrize("end", ["COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY"])
 def test_an_end_is_the_end_at_once(listener: Listener, end: str) -> None:
     listener.look(end)
-    assert listener.job.over
+    assert listener.over()
 
 
 def test_a_job_that_squeue_has_forgotten_is_looked_up_when_that_lasts(
@@ -222,14 +214,14 @@ def test_a_job_that_squeue_has_forgotten_is_looked_up_when_that_lasts(
     answers("sacct", "7|NODE_FAIL|n1\n7|CANCELLED by 0|n2\n")
     listener.look("RUNNING")
     listener.look(None)
-    assert not listener.job.over, "squeue may forget for a moment, as right after submission"
+    assert not listener.over(), "squeue may forget for a moment, as right after submission"
     listener.look("RUNNING")
     time.sleep(0.15)
     listener.look(None)
-    assert not listener.job.over, "it was known in between"
+    assert not listener.over(), "it was known in between"
     time.sleep(0.15)
     listener.look(None)
-    assert listener.job.over
+    assert listener.over()
     assert listener.job.state == JobState("7", "CANCELLED", "by 0", "n2")
 
 
@@ -254,10 +246,10 @@ def test_a_controller_that_is_down_ends_no_job(answers: Answers, tmp_path: Path)
     answers("squeue", err=DOWN + "\n", code=1)
     assert not look_at([first.job], first.said.append)
     assert first.said[-1] == f"squeue: {DOWN}; asking again"
-    assert not first.job.over
+    assert not first.over()
     answers("squeue", "7|COMPLETED|None|n1\n")
     assert look_at([first.job], first.said.append)
-    assert first.job.over
+    assert first.over()
 
 
 def test_the_longer_nothing_changes_the_seldomer_slurm_is_asked() -> None:

@@ -157,6 +157,46 @@ def test_the_death_of_the_watcher_is_survived(lab: Lab, tmp_path: Path) -> None:
     assert status(made, "slow")["state"] == "passed"
 
 
+@pytest.mark.parametrize(
+    ("option", "waits"),
+    [
+        ("--begin=now+1hour", r"is pending \(BeginTime\)\n"),
+        ("--hold", r"is pending \(JobHeldUser\): scontrol release \d+\n"),
+    ],
+)
+def test_why_a_job_waits_is_told_and_assay_cancel_ends_it(lab: Lab, tmp_path: Path, option: str, waits: str) -> None:
+    suite(tmp_path, case("never"))
+    with watch(lab, tmp_path, "s.yaml", "--launcher", "slurm", "-N", "1", "-n", "2", f"--sbatch={option}") as watcher:
+        console = tmp_path / "console.txt"
+        wait_for(lambda: re.search(waits, console.read_text()) is not None, 30, waits)
+        made = the_run(tmp_path)
+        ended = lab.login([*ASSAY, "cancel", str(made)], cwd=tmp_path)
+        assert ended.stdout == f"cancelled: {job_of(made, 'never')}\n"
+        assert watcher.wait(60) == 1
+    told = status(made, "never")
+    assert told["reason"] == f"Slurm job {job_of(made, 'never')} ended as cancelled before the case began"
+
+
+def test_a_node_that_is_down_is_one_sentence(lab: Lab, tmp_path: Path) -> None:
+    suite(tmp_path, case("a"))
+    lab.fail(4)
+    code, said = run(lab, tmp_path, "s.yaml", "--launcher", "slurm", "-N", "1", "-n", "2", "--sbatch=--nodelist=node4")
+    lab.power_on(4)
+    assert code == 2
+    assert re.fullmatch(
+        r"assay: error: .*node configuration is not available; sinfo -R names nodes that are down.*\n", said
+    )
+
+
+def test_a_port_that_is_taken_is_one_sentence(lab: Lab, tmp_path: Path) -> None:
+    text = suite(tmp_path, case("a")).read_text().replace("limits: false", "limits: false\nport: 22")  # the host's sshd
+    (tmp_path / "s.yaml").write_text(text)
+    argv = ["salloc", "-N1", "--quiet", "srun", "-N1", "-n1", *ASSAY, "run", "s.yaml", "--launcher", "slurm", "-n", "2"]
+    done = lab.login(argv, cwd=tmp_path)
+    assert "assay: error: port 22: address already in use; give a free one, or none\n" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_dying_rank_is_a_failed_job_that_names_it(lab: Lab, tmp_path: Path) -> None:
     suite(tmp_path, case("dies", LONG.replace("SECONDS", "60")))
     watcher = watch(lab, tmp_path, "s.yaml", "--launcher", "slurm", "-N", "2", "-n", "2")

@@ -737,7 +737,7 @@ def test_every_fault_is_named_with_its_host(hosts: list[Host], tmp_path: Path) -
     }  # fmt: skip
     assert "psutil 0.0.1 on host1" in checks["software", "failed"]["found"]
     assert "host1 → host2 (EINVAL: invalid argument)" in checks["network", "failed"]["found"]
-    assert "host2 → host1 (no answer within 2 s)" in checks["network", "failed"]["found"]
+    assert "host2 → host1 (no connection within 2 s, tried 2 times)" in checks["network", "failed"]["found"]
     assert checks["sharing", "warning"]["hosts"] == ["host1"]
     assert all(check["fix"] for (_, state), check in checks.items() if state == "failed")
     assert "Not ready: mend first: " in done[0][1]

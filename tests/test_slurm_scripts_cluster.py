@@ -12,6 +12,8 @@ import pytest
 from tests.cluster.lab import Lab, cluster
 from tests.conftest import ROOT, wait_for
 
+pytestmark = pytest.mark.timeout(400)  # six runs of torch on several hosts, beside whatever else runs here
+
 # One step or two of each: what is shown is that it runs, and whose host each rank was on.
 TRAIN = ("-o", "steps=2", "-o", "warmup_steps=1", "-o", "global_batch=4", "-o", "join_timeout=300")
 COMMS = ("-o", "budget=0.05", "-o", "join_timeout=300")
@@ -58,7 +60,7 @@ def submit(lab: Lab, cwd: Path, script: str, *args: str, options: tuple[str, ...
 
 def finished(lab: Lab, job: int, home: Path, output: Path, suite: str) -> dict[str, Any]:
     """The run of a job that has to succeed: case → the hosts of its ranks, in their order."""
-    known = lab.wait_job(job, {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"}, 150)
+    known = lab.wait_job(job, {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"}, 300)
     said = output.read_text()
     assert (known["JobState"], known["ExitCode"]) == ("COMPLETED", "0:0"), said
     run = home / f"runs/{suite}-{job}"

@@ -4,7 +4,6 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -71,12 +70,12 @@ def find_script(text: str) -> Path:
 def replace_process(command: Command) -> NoReturn:
     """Become the command: its output, its signals and its exit code are this process's own."""
     sys.stdout.flush()
-    os.execvpe(command.argv[0], command.argv, {**_of_no_rank(os.environ), **command.env})
+    os.execvpe(command.argv[0], command.argv, {**surroundings(), **command.env})
 
 
-def _of_no_rank(env: Mapping[str, str]) -> dict[str, str]:
-    """`env` without what an outer launcher said of this process, and without the runner's mark: a person is reading."""
-    return {name: value for name, value in env.items() if name != "ASSAY_RUN" and not tells_of_a_rank(name)}
+def surroundings() -> dict[str, str]:
+    """The environment without what an outer launcher said of this process, and without the runner's mark: a person reads."""
+    return {name: value for name, value in os.environ.items() if name != "ASSAY_RUN" and not tells_of_a_rank(name)}
 
 
 def fail(error: AssayError) -> NoReturn:

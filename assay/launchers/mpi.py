@@ -86,8 +86,8 @@ def read_hostfile(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-        raise BadInput(f"hostfile {path}: {str(why).lower()}; give a file with one host a line") from None
+        why = (error.strerror or str(error)).lower() if isinstance(error, OSError) else "is not UTF-8 text"
+        raise BadInput(f"hostfile {path}: {why}; give a file with one host a line") from None
     hosts = [line.split("#")[0].split()[0] for line in lines if line.split("#")[0].split()]
     if not hosts:
         raise BadInput(f"hostfile {path}: names no host; expected one a line, such as: node1 slots=8")

@@ -11,7 +11,6 @@ from pathlib import Path
 from assay.errors import BadInput, RunFailed
 from assay.launchers.job_state import ANSWER_SECONDS
 
-WARNING_SECONDS = 60  # before the time limit Slurm sends SIGTERM, so that the case has a status when the end comes
 START_SECONDS = 300.0  # of a job, for what comes before and between the cases
 
 
@@ -42,7 +41,7 @@ class BatchJob:
 
 def render(job: BatchJob) -> str:
     """The sbatch file."""
-    minutes = math.ceil((job.seconds + START_SECONDS + WARNING_SECONDS) / 60)
+    minutes = math.ceil((job.seconds + START_SECONDS) / 60)
     output = str(job.folder / job.name).replace("%", "%%") + "-%j.out"
     options = [
         f"--job-name=assay-{job.name}",
@@ -50,8 +49,7 @@ def render(job: BatchJob) -> str:
         f"--time={minutes}",
         f"--output={output}",
         "--open-mode=append",  # a requeued job goes on with its own output
-        "--requeue",
-        f"--signal=B:TERM@{WARNING_SECONDS}",
+        "--requeue",  # and no --signal: at the time limit Slurm sends SIGTERM by itself, and then says TIMEOUT
         *job.options,
     ]
     lines = [
@@ -137,7 +135,7 @@ def _refusal(text: str) -> str:
         "partition": "sinfo lists the partitions; give one with --sbatch=--partition=NAME or SBATCH_PARTITION",
         "qos": "give one with --sbatch=--qos=NAME or SBATCH_QOS",
         "node count": "sinfo tells how many nodes there are",
-        "node configuration": "sinfo -o '%P %D %c %m %G' tells what nodes have",
+        "node configuration": "sinfo -R names nodes that are down, sinfo -o '%P %D %c %m %G' tells what nodes have",
         "time limit": "give less with --sbatch=--time=MINUTES",
         "contact slurm controller": "is slurmctld up? scontrol ping tells",
     }

@@ -1,14 +1,11 @@
 """What one host tells of itself, as it travels to the first host. Types only."""
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
+from pydantic import TypeAdapter
 
-T = TypeVar("T")
 Exchange = tuple[
     float, float, float, float
 ]  # wall times (s): asked (own), heard and answered (first host's), back (own)
@@ -118,20 +115,14 @@ class Report:
     reasons: Mapping[str, str] = field(default_factory=dict)
 
 
+_ARRIVAL, _REPORT = TypeAdapter(Arrival), TypeAdapter(Report)
+
+
 def arrival_of(document: Mapping[str, Any]) -> Arrival:
     """An arrival as it came over the network. Raises ValueError if it is none."""
-    arrival: Arrival = _reader(Arrival).validate_python(document)
-    return arrival
+    return _ARRIVAL.validate_python(document)
 
 
 def report_of(document: Mapping[str, Any]) -> Report:
     """A report as it came over the network. Raises ValueError if it is none."""
-    report: Report = _reader(Report).validate_python(document)
-    return report
-
-
-@functools.cache
-def _reader(kind: type[T]) -> "TypeAdapter[T]":
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(kind)
+    return _REPORT.validate_python(document)

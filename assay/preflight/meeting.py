@@ -12,12 +12,12 @@ from assay import machine
 from assay.errors import RunFailed
 from assay.preflight import devices, surroundings
 from assay.preflight.facts import Arrival, Network, Report
-from assay.preflight.reach import KNOCK_SECONDS, open_door
+from assay.preflight.reach import MOST_SECONDS, open_door
 from assay.preflight.reason import reason_of
 from assay.preflight.survey import PART_SECONDS, Survey
 
 GREETING_SECONDS = 5.0  # for a few small messages
-REPORT_SECONDS = PART_SECONDS + KNOCK_SECONDS + 1.0  # from the start of the knocking to the last report
+REPORT_SECONDS = max(PART_SECONDS, MOST_SECONDS) + 1.0  # from the start of the knocking to the last report
 
 
 @dataclass(frozen=True)
