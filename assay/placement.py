@@ -62,8 +62,9 @@ def placement(env: Mapping[str, str]) -> Placement:
             continue
         if launcher != "torchrun":
             raise BadInput(f"environment: {launcher} set {rank} but not {local_rank}; set it to the rank on this host")
-        # RANK and WORLD_SIZE by hand, without the local pair: all on this host.
-        return _checked(launcher, env, rank, world, rank, world)
+        # DeepSpeed's launcher tells the local pair by another name. By hand, without it: all are on this host.
+        local_world = "LOCAL_SIZE" if "LOCAL_SIZE" in env else world
+        return _checked(launcher, env, rank, world, local_rank if local_rank in env else rank, local_world)
     # In a batch script SLURM_PROCID is set too, but no rank was started: only a step has a number of tasks.
     if in_step:
         place = _checked("Slurm", env, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", None)

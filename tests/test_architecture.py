@@ -27,7 +27,7 @@ FLOORS: list[set[str]] = [
     {"cli", "__main__"},
 ]  # fmt: skip
 TORCH_FREE = [
-    "scoring", "report", "options", "suite", "rundir", "sensors", "doctor.checkup", "ceiling_cache", "preflight", "importers.folder", "runner", "jobs", "launchers.choice", "results", "catalogue", "console", "cli",
+    "scoring", "report", "options", "suite", "rundir", "sensors", "doctor.checkup", "ceiling_cache", "preflight.command", "preflight.launching", "importers.folder", "runner", "jobs", "launchers.choice", "results", "catalogue", "console", "cli",
 ]  # fmt: skip
 
 

@@ -85,13 +85,20 @@ def test_a_run_leaves_all_that_a_reader_needs(tiny_run: Path) -> None:
         (("run", "quik"), "suite 'quik': no such file or shipped suite; did you mean 'quick'?"),
         (("run", "quick", "-o", "steps"), "-o steps: expected KEY=VALUE, for example -o steps=20"),
         (("run", "quick", "-o", "stesp=2"), "-o stesp: no case has the option 'stesp'; did you mean 'steps'?"),
+        (("run", "quick", "--launcher", "slrm"), "--launcher slrm: unknown; did you mean 'slurm'?"),
+        (("run", "quick", "--launcher", "slurm"), "--launcher slurm: say how many ranks a host takes, one for each of its accelerators: -n 8"),
+        (("run", "quick", "--launcher", "slurm", "-n", "2", "--spawn", "torchrn"), "--spawn torchrn: unknown; did you mean 'torchrun'?"),
+        (("run", "quick", "-N", "2"), "-N 2: the local launcher has 1 here; give --launcher slurm or mpi"),
+        (("run", "quick", "--case", "a"), "--case is for --resume; for a new run, write a suite of the cases that you want"),
+        (("run", "--resume", "nowhere", "-n", "2"), "a run that has begun is finished as it began: --resume takes no such option; start a new one"),
+        (("cancel", "nowhere"), "nowhere: is no folder; give the run folder that `assay run` printed"),
         (("run", "--resume", "nowhere"), "nowhere: is no folder; give the run folder that `assay run` printed"),
         (("plan", "s.yaml"), "profile 'loacl': no such file or shipped profile; did you mean 'local'?"),
         (("score", "."), "run.json: no such file or directory; is this a run folder of assay?"),
         (("report", "nowhere"), "nowhere: is no folder; give the run folder that `assay run` printed"),
         (("baseline", "record", "nowhere"), "nowhere: is no folder; give the run folder that `assay run` printed"),
     ],
-)
+)  # fmt: skip
 def test_bad_input_is_one_sentence_exit_code_2_and_nothing_written(
     tmp_path: Path, args: tuple[str, ...], said: str
 ) -> None:
@@ -102,6 +109,42 @@ def test_bad_input_is_one_sentence_exit_code_2_and_nothing_written(
     assert done.returncode == 2
     assert done.stderr.splitlines() == [f"assay: error: {said}"]
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_named_folder_is_finished_when_the_same_command_runs_again(tiny_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    again = assay("run", "tiny.yaml", "--folder", "run", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("passed before") == 3
+    assert not (tmp_path / "runs").exists()
+    other = assay("run", "tiny.yaml", "-o", "train.steps=21", "--folder", "run", cwd=tmp_path)
+    assert (other.returncode, other.stderr) == (
+        2,
+        "assay: error: --folder run: holds a run of another suite, or with other options; give another folder\n",
+    )
+    assert [len(list(case.glob("attempt-*"))) for case in (run / "cases").iterdir()] == [1, 1, 1]
+
+
+def test_a_run_is_resumed_for_one_case(tiny_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    for name in ("report.html", "report.md"):
+        (run / name).unlink()
+    done = assay("run", "--resume", "run", "--case", "comms", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("passed before") == 1
+    assert not (run / "report.html").exists(), "other cases may be still to come"
+    wrong = assay("run", "--resume", "run", "--case", "coms", cwd=tmp_path)
+    assert (wrong.returncode, wrong.stderr) == (
+        2,
+        "assay: error: --case coms: run has no such case; did you mean 'comms'?\n",
+    )
+
+
+def test_a_run_that_has_no_jobs_has_none_to_cancel(tiny_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    done = assay("cancel", "run", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "no job of this run is queued or running\n"), done.stderr
 
 
 def test_a_taken_port_is_one_sentence(tmp_path: Path) -> None:

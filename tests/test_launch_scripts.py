@@ -136,7 +136,6 @@ def test_outside_of_a_job_it_becomes_one_and_is_followed_to_its_exit_code(folder
     ("script", "args", "said"),
     [
         ("local", ("-n", "0", "my tell.py"), "argument -n/--per-node: expected a whole number above 0, got '0'; --help tells what there is"),
-        ("local", ("-n", "2"), "the following arguments are required: script, arguments; --help tells what there is"),
         ("local", ("-n", "2", "comms/bech.py"), "script 'comms/bech.py': no such file; did you mean 'comms/bench'?"),
         ("local", ("my tell.py", "--lr", "3"), "unrecognized arguments: --lr 3; our own come before the script, the script's behind --"),
         ("mpi", ("-N", "2", "my tell.py"), "-N 2: only 1 hosts are known; name them with --hostfile"),

@@ -21,12 +21,14 @@ from assay.errors import BadInput
 from assay.launchers import attended, sbatch
 from assay.launchers.attended import Attended
 from assay.launchers.choice import launch_keys, launcher_on_paper, runs_in_jobs
+from assay.launchers.job_state import NoAnswer
 from assay.launchers.local import LocalLauncher
 from assay.launchers.mpi import MpiLauncher, read_hostfile
 from assay.launchers.ports import HIGHEST, LOWEST, check_port, free_port
 from assay.launchers.protocol import Command, Job, Launcher
 from assay.launchers.slurm import Allocation, SlurmLauncher, address_of, allocation
 from assay.layout import Layout
+from assay.rundir import WATCHER, RunDir, write_document
 from assay.suite import Suite, parse_suite
 from tests.conftest import ROOT, assay, environment, wait_for
 from tests.conftest import free_port as unused_port
@@ -268,6 +270,84 @@ def test_a_chosen_port_is_free_and_not_where_others_take_theirs() -> None:
     for port in ports:
         check_port(port)
     check_port(None)
+
+
+# --- Jobs in a queue: Slurm's commands are executables that print prepared answers
+
+
+@pytest.fixture
+def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the commands; a job that is submitted is number 12."""
+    folder = tmp_path / "slurm"
+    answer(folder, "sbatch", "12\n")
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.setattr(jobs, "LONGEST_SECONDS", 0.05)
+    return folder
+
+
+def watched(run: RunDir) -> tuple[bool, list[str]]:
+    """Whether all cases passed, and what was said."""
+    said: list[str] = []
+    return jobs.run_jobs(run, suite(), said.append), said
+
+
+def test_a_case_that_its_job_could_not_close_is_closed_with_what_slurm_knows(tmp_path: Path, queue: Path) -> None:
+    run = RunDir.create(tmp_path / "run", {"cases": ["small", "all"]}, WATCHER)
+    answer(queue, "squeue", "12|TIMEOUT|TimeLimit|n[1-4]\n")
+    passed, said = watched(run)
+    assert not passed
+    assert "--dependency=afterany:12" in (queue / "sbatch.argv").read_text().splitlines(), "one behind the other"
+    for name in ("small", "all"):
+        found = run.case(name).latest()
+        assert found is not None
+        assert found[1] is not None
+        assert (found[1].state, found[1].reason) == (
+            "timeout",
+            "Slurm job 12 ended as timeout on n[1-4] before the case began",
+        )
+        assert f"{name}: Slurm job 12 is timeout on n[1-4]" in said
+        assert json.loads((run.path / f"jobs/{name}.json").read_text())["ended"] == "TIMEOUT"
+    # What has ended without passing is submitted again.
+    (queue / "sbatch.argv").unlink()
+    run.lock(WATCHER)
+    assert not watched(run)[0]
+    assert (queue / "sbatch.argv").exists()
+
+
+def test_a_later_watcher_follows_the_job_that_is_under_way(tmp_path: Path, queue: Path) -> None:
+    run = RunDir.create(tmp_path / "run", {"cases": ["small", "all"]}, WATCHER)
+    for group in jobs.groups(suite(), run.path):
+        write_document(group.job.folder / f"{group.job.name}.json", {"job": "7"})
+    (queue / "squeue").write_text(
+        '#!/bin/sh\necho >> "$0.asked"\ncase $(wc -l < "$0.asked") in\n'
+        "1) echo 'slurm_load_jobs error: down' >&2; exit 1;;\n"
+        "2|3) echo '7|RUNNING|None|n1';;\n"
+        "*) echo '7|CANCELLED|None|n1';;\nesac\n"
+    )
+    (queue / "squeue").chmod(0o755)
+    passed, said = watched(run)
+    assert not passed
+    assert said == [
+        "small: squeue: slurm_load_jobs error: down; asking again",
+        "small: is job 7 already",
+        "all: is job 7 already",
+        "small: Slurm job 7 is cancelled on n1",
+        "all: Slurm job 7 is cancelled on n1",
+    ]
+    assert not (queue / "sbatch.argv").exists(), "nothing was submitted a second time"
+
+
+def test_the_jobs_of_a_run_are_cancelled(tmp_path: Path, queue: Path) -> None:
+    run = RunDir.create(tmp_path / "run", {"cases": ["small", "all"]}, WATCHER)
+    write_document(run.path / "jobs/small.json", {"job": "7"})
+    write_document(run.path / "jobs/all.json", {"job": "8", "ended": "COMPLETED"})
+    answer(queue, "squeue", "7|PENDING|Priority|\n8|RUNNING|None|n1\n")
+    answer(queue, "scancel")
+    assert jobs.cancel_jobs(run, suite()) == ["7"]
+    assert (queue / "scancel.argv").read_text() == "7\n"
+    answer(queue, "squeue", err="slurm_load_jobs error: down\n", code=1)
+    with pytest.raises(NoAnswer, match="down"):
+        jobs.cancel_jobs(run, suite())
 
 
 # --- The life of what is started

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from assay.errors import BadInput
-from assay.placement import Placement, placement, rendezvous_environment
+from assay.placement import Placement, placement, rendezvous_environment, tells_of_a_rank
 from assay.record import read_rank_file
 from assay.world import first_of_second_host
 from tests.conftest import ROOT, environment, free_port, torchrun, wait_for
@@ -22,6 +22,11 @@ SLURM = {
 OPEN_MPI = {
     "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2",
     "OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+}  # fmt: skip
+DEEPSPEED = {"RANK": "13", "WORLD_SIZE": "16", "LOCAL_RANK": "5", "LOCAL_SIZE": "8"}
+SRUN_PER_HOST = {
+    "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0", "SLURM_NODEID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
 }  # fmt: skip
 MPICH = {"PMI_RANK": "1", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "4"}
 
@@ -39,6 +44,27 @@ MPICH = {"PMI_RANK": "1", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRA
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, Placement(0, 1, 0, 1, "none")),  # a batch script is no step
         ({**SLURM, "PMI_RANK": "3", "PMI_SIZE": "5"}, Placement(3, 5, 1, 2, "Slurm")),  # srun --mpi=pmi2
         ({"RANK": "1", "WORLD_SIZE": "2"}, Placement(1, 2, 1, 2, "torchrun")),
+        (
+            {**OPEN_MPI, "RANK": "1", "WORLD_SIZE": "2"},
+            Placement(1, 2, 1, 2, "torchrun"),
+        ),  # a wrapper's, after mpirun's
+        # One launcher below another: a task of srun's on each of two hosts.
+        ({**SRUN_PER_HOST, **TORCHRUN, "TORCHELASTIC_RUN_ID": "x"}, Placement(5, 8, 1, 4, "torchrun")),
+        (
+            {
+                **SRUN_PER_HOST,
+                **TORCHRUN,
+                "RANK": "0",
+                "WORLD_SIZE": "1",
+                "LOCAL_RANK": "0",
+                "LOCAL_WORLD_SIZE": "1",
+                "TORCHELASTIC_RUN_ID": "x",
+            },
+            Placement(0, 1, 0, 1, "torchrun"),
+        ),
+        ({**SRUN_PER_HOST, **OPEN_MPI}, Placement(1, 2, 1, 2, "Open MPI")),
+        ({**SRUN_PER_HOST, **DEEPSPEED}, Placement(13, 16, 5, 8, "torchrun")),
+        ({**DEEPSPEED, "LOCAL_SIZE": "9"}, Placement(13, 16, 5, 9, "torchrun")),
     ],
 )
 def test_every_launchers_variables_are_understood(env: dict[str, str], place: Placement) -> None:
@@ -49,6 +75,27 @@ def test_every_launchers_variables_are_understood(env: dict[str, str], place: Pl
 def test_impossible_places_are_one_sentence(env: dict[str, str]) -> None:
     with pytest.raises(BadInput, match="environment: "):
         placement(env)
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({**SLURM, "RANK": "0", "WORLD_SIZE": "1"}, "environment: RANK=0 of WORLD_SIZE=1, but Slurm started this process as SLURM_PROCID=3 of SLURM_STEP_NUM_TASKS=5; unset RANK and WORLD_SIZE, or start with one launcher"),
+        ({**SLURM, **TORCHRUN, "WORLD_SIZE": "5", "RANK": "2"}, "environment: RANK=2 of WORLD_SIZE=5, but Slurm started this process as SLURM_PROCID=3 of SLURM_STEP_NUM_TASKS=5; unset RANK and WORLD_SIZE, or start with one launcher"),
+        ({**OPEN_MPI, "RANK": "0", "WORLD_SIZE": "2"}, "environment: RANK=0 of WORLD_SIZE=2, but Open MPI started this process as OMPI_COMM_WORLD_RANK=1 of OMPI_COMM_WORLD_SIZE=2; unset RANK and WORLD_SIZE, or start with one launcher"),
+    ],
+)  # fmt: skip
+def test_two_launchers_that_tell_two_places_are_one_sentence(env: dict[str, str], said: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        placement(env)
+    assert str(caught.value) == said
+
+
+def test_whoever_starts_ranks_knows_what_tells_of_a_rank() -> None:
+    told = {*TORCHRUN, *OPEN_MPI, "PMI_RANK", "MASTER_ADDR", "TORCHELASTIC_RUN_ID", "GROUP_RANK", "ASSAY_BEACONS"}
+    assert {name for name in told if not tells_of_a_rank(name)} == set()
+    kept = {"OMP_NUM_THREADS", "NCCL_DEBUG", "SLURM_JOB_ID", "OMPI_MCA_btl", "RANKS", "PATH", "ASSAY_PRESET"}
+    assert {name for name in kept if tells_of_a_rank(name)} == set()
 
 
 def test_several_hosts_need_an_address() -> None:

@@ -3,11 +3,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from assay.errors import BadInput, RunFailed
-from assay.rundir import RunDir, Status, write_document
+from assay.rundir import RUNNER, WATCHER, RunDir, Status, write_document
+from assay.runner import owner_is_gone
+from tests.slurm_answers import answer
 
 PASSED = Status("passed", "run", 0, 1.0)
 FAILED = Status("failed", "run", 1, 1.0, "a reason", "some advice")
@@ -75,3 +78,93 @@ def test_a_runner_on_another_host_is_believed_to_live(tmp_path: Path) -> None:
 def test_an_existing_folder_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="exists already"):
         RunDir.create(tmp_path, {})
+
+
+ELSEWHERE = '{"pid": 1, "start_time": 5.0, "host": "elsewhere", "slurm_job": "77", "slurm_restarts": null}'
+
+
+def left_behind(folder: Path, owner: str = ELSEWHERE) -> RunDir:
+    """A run whose runner on another host has left its name in the lock."""
+    run = RunDir.create(folder, {"cases": []})
+    run.unlock()
+    (run.path / "runner.lock").write_text(owner)
+    return run
+
+
+def test_a_requeued_job_takes_over_what_it_left_on_another_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = left_behind(tmp_path / "run")
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    with pytest.raises(BadInput, match="a runner on another host owns this folder"):
+        run.lock(is_gone=owner_is_gone)  # the same life of the job: it runs this on several hosts at once
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    run.lock(is_gone=owner_is_gone)
+    owner = json.loads((run.path / "runner.lock").read_text())
+    assert (owner["pid"], owner["slurm_job"], owner["slurm_restarts"]) == (os.getpid(), "77", "1")
+    run.unlock()
+
+
+@pytest.mark.parametrize(
+    ("squeue", "gone"),
+    [
+        ({"out": "77|COMPLETED|None|n1\n"}, True),
+        ({"err": "slurm_load_jobs error: Invalid job id specified\n", "code": 1}, True),
+        ({"out": "77|RUNNING|None|n1\n"}, False),
+        ({"out": "77|PENDING|BeginTime|\n"}, False),
+        ({"err": "slurm_load_jobs error: Unable to contact slurm controller\n", "code": 1}, False),
+    ],
+    ids=["over", "forgotten", "running", "requeued", "not known"],
+)
+def test_the_runner_of_another_job_is_gone_when_slurm_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, squeue: dict[str, Any], gone: bool
+) -> None:
+    answer(tmp_path / "slurm", "squeue", **squeue)
+    monkeypatch.setenv("PATH", f"{tmp_path}/slurm:/usr/bin:/bin")
+    monkeypatch.setenv("SLURM_JOB_ID", "78")
+    run = left_behind(tmp_path / "run")
+    if gone:
+        run.lock(is_gone=owner_is_gone)
+        run.unlock()
+    else:
+        with pytest.raises(BadInput, match="a runner on another host owns this folder"):
+            run.lock(is_gone=owner_is_gone)
+
+
+@pytest.mark.parametrize("job", ["null", '"x"', "77"])
+def test_a_runner_that_was_in_no_job_is_believed_to_live(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    run = left_behind(tmp_path / "run", ELSEWHERE.replace('"77"', job))
+    with pytest.raises(BadInput, match="a runner on another host owns this folder"):
+        run.lock(is_gone=owner_is_gone)
+
+
+def test_a_watcher_and_a_runner_have_locks_of_their_own(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path / "run", {"cases": []}, WATCHER)
+    code = "import sys; from pathlib import Path; from assay.rundir import RunDir; RunDir(Path(sys.argv[1])).lock(sys.argv[2])"
+    argv = [sys.executable, "-c", code, str(run.path)]
+    subprocess.run([*argv, RUNNER], check=True)
+    second = subprocess.run([*argv, WATCHER], capture_output=True, text=True, check=False)
+    assert f"another runner owns this folder (pid {os.getpid()} on" in second.stderr
+    run.unlock()
+    subprocess.run([*argv, WATCHER], check=True)
+
+
+def test_a_named_folder_may_hold_what_a_killed_beginning_left_and_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "runner.lock").write_text("")
+    (folder / ".run.json.7.tmp").write_text("{")
+    with pytest.raises(BadInput, match="exists already"):
+        RunDir.create(folder, {"cases": []})
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(BadInput, match="exists already"):
+        RunDir.create(folder, {"cases": []}, may_exist=True)
+    (folder / "notes.txt").unlink()
+    RunDir.create(folder, {"suite": {}, "cases": ["a"]}, may_exist=True).unlock()
+    assert RunDir.open(folder).document()["cases"] == ["a"]
+    with pytest.raises(BadInput, match="exists already"):
+        RunDir.create(folder, {"cases": []}, may_exist=True)

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from assay.catalogue import shipped_suites
 from assay.errors import BadInput
+from assay.launchers.choice import launch_keys
 from assay.options import SCRIPTS, CommsOptions
-from assay.suite import build_suite, load_suite, parse_suite
+from assay.suite import build_suite, layout_of, load_suite, parse_suite
 from assay.suite_format import SuiteFile
 
 HEAD = "assay: 1\nname: s\nlimits: false\ncases:\n"
@@ -48,6 +49,63 @@ def sentence(text: str, overrides: dict[str, str] | None = None) -> str:
 )  # fmt: skip
 def test_an_error_names_file_line_key_and_what_was_expected(text: str, said: str) -> None:
     assert sentence(text) == said
+
+
+MANY = "assay: 1\nname: s\nlimits: false\nlauncher: slurm\nper_node: 8\nnodes: 4\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (MANY + "cases:\n - {name: a, script: comms/bench, world: 12}", "s.yaml:1: case 'a': 12 ranks do not fill hosts of 8 ranks evenly; give a multiple of 8, or another -n"),
+        (MANY + "cases:\n - {name: a, script: comms/bench, world: 40}", "s.yaml:1: case 'a': 40 ranks, 8 on a host, need 5 hosts, but there are 4; ask for more hosts, or put more ranks on each with -n"),
+        (MANY + "sbatch: [--exclusive, partition=gpu]\ncases:\n - {name: a, script: comms/bench}", "s.yaml:7: sbatch[1]: expected an option of sbatch in one line, such as --partition=gpu, got 'partition=gpu'"),
+        (MANY + 'sbatch: ["--comment=a\\nrm -r x"]\ncases:\n - {name: a, script: comms/bench}', "s.yaml:7: sbatch[0]: expected an option of sbatch in one line, such as --partition=gpu, got '--comment=a\\nrm -r x'"),
+        (MANY.replace("slurm", "slrum") + "cases:\n - {name: a, script: comms/bench}", "s.yaml:4: launcher: input should be 'local', 'slurm' or 'mpi', got 'slrum'"),
+        (HEAD + " - {name: a, script: comms/bench, world: all}", "s.yaml:5: cases[0].world: all needs to know how many ranks there are on each host; give -n"),
+        (HEAD + " - {name: a, script: comms/bench, matrix: {worlds: [2, all]}}", "s.yaml:5: cases[0].world: all needs to know how many ranks there are on each host; give -n"),
+        (MANY.replace("nodes: 4", "") + "cases:\n - {name: a, script: comms/bench, world: all}", "s.yaml:8: cases[0].world: all needs to know how many hosts there are; give -N, and -n"),
+        (HEAD + " - {name: a, script: comms/bench, world: every}", "s.yaml:5: cases[0].world"),
+    ],
+)  # fmt: skip
+def test_ranks_that_do_not_fit_on_hosts_are_one_sentence(text: str, said: str) -> None:
+    assert sentence(text).splitlines()[0].startswith(said)
+
+
+def test_all_ranks_are_those_of_every_host() -> None:
+    text = MANY + "cases:\n - {name: a, script: comms/bench, world: all}\n"
+    (case,) = parse_suite(text, "s.yaml").cases
+    assert (case.world, layout_of(case, parse_suite(text, "s.yaml").file).nodes) == (32, 4)
+    here = parse_suite(text.replace("slurm", "local"), "s.yaml")
+    assert here.cases[0].world == 8, "the local launcher has one host"
+    assert parse_suite(text, "s.yaml", {"world": "2"}).cases[0].world == 2
+    without = text.replace("per_node: 8\n", "")
+    assert parse_suite(without, "s.yaml", {"a.world": "4"}).cases[0].world == 4, (
+        "nobody needs to know how many there are"
+    )
+    assert sentence(without, {"world": "all"}) == (
+        "-o world: all needs to know how many ranks there are on each host; give -n"
+    )
+    (again,) = build_suite(parse_suite(text, "s.yaml").document(), "run.json").cases
+    assert again.world == 32
+
+
+def test_slurm_must_be_told_how_many_ranks_a_host_takes() -> None:
+    text = HEAD.replace("limits", "launcher: slurm\nlimits") + " - {name: a, script: comms/bench, world: 2}\n"
+    with pytest.raises(BadInput, match=r"^--launcher slurm: say how many ranks a host takes.*: -n 8$"):
+        parse_suite(text, "s.yaml", launch=lambda file: launch_keys(file, {}, {}))
+    assert parse_suite(text, "s.yaml", launch=lambda file: launch_keys(file, {"per_node": 8}, {})).file.per_node == 8
+
+
+def test_ceilings_of_several_hosts_are_not_kept() -> None:
+    text = (
+        MANY.replace("limits: false", "limits: true")
+        + "cases:\n - {name: a, script: comms/bench, matrix: {worlds: [8, 32]}}"
+    )
+    kept = {
+        case.world: case.reuse_within > 0 for case in parse_suite(text, "s.yaml").cases if case.name[:6] == "limits"
+    }
+    assert kept == {8: True, 32: False}
 
 
 def test_several_problems_are_said_together() -> None:

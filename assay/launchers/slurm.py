@@ -75,6 +75,7 @@ class SlurmLauncher:
         given = rank_environment(job, env, cores)
         if by_srun:
             given |= {"MASTER_ADDR": self.address, "MASTER_PORT": port_text(port)}
+            argv += ["-m", "assay.launchers.task"]
         else:
             meeting = ("--nodes", str(layout.nodes), "--per-node", str(layout.per_node))
             argv += ["-m", "assay.launchers.node", *meeting, "--meet", f"{self.address}:{port_text(port)}", "--"]
@@ -83,7 +84,7 @@ class SlurmLauncher:
     def _srun(self, name: str, nodes: int, tasks: int, env: Mapping[str, str]) -> list[str]:
         """srun with `tasks` tasks on each of the first `nodes` hosts, up to what they run."""
         argv = ["srun", f"--job-name={name}", f"--nodes={nodes}", f"--ntasks={nodes * tasks}"]
-        argv += [f"--ntasks-per-node={tasks}", "--relative=0", "--kill-on-bad-exit=1", "--unbuffered"]
+        argv += [f"--ntasks-per-node={tasks}", "--relative=0", "--kill-on-bad-exit=1"]
         if self._given.cores is not None:
             # A step would otherwise take one core a task, and be bound to it.
             argv.append(f"--cpus-per-task={max(1, self._given.cores // tasks)}")
