@@ -23,7 +23,9 @@ app.add_typer(baseline_app, name="baseline")
 
 MOST_SENTENCES = 8  # a file that is no suite at all would otherwise be complained about line by line
 
-SuiteArgument = Annotated[str, typer.Argument(help="suite file, or the name of a shipped suite")]
+SuiteArgument = Annotated[
+    str, typer.Argument(help="suite file, the name of a shipped suite, or a script such as comms/bench")
+]
 RunArgument = Annotated[Path, typer.Argument(help="run folder, as `assay run` printed it")]
 Overrides = Annotated[
     list[str] | None,
@@ -70,7 +72,9 @@ def top(
 
 @app.command()
 def run(
-    suite: Annotated[str | None, typer.Argument(help="suite file, or the name of a shipped suite")] = None,
+    suite: Annotated[
+        str | None, typer.Argument(help="suite file, shipped suite, or a script such as comms/bench")
+    ] = None,
     option: Overrides = None,
     resume: Annotated[Path | None, typer.Option(help="finish this run folder instead of making a new one")] = None,
     out: Annotated[Path, typer.Option(help="folder that the run folder is made in")] = Path("runs"),

@@ -17,12 +17,13 @@ from assay.errors import INTERRUPTED_EXIT, BadInput
 from assay.jobs import check_jobs, run_jobs
 from assay.launchers.choice import choose_launcher, launch_keys, runs_in_jobs
 from assay.launchers.sbatch import check_here
+from assay.options import SCRIPTS
 from assay.options.base import nearest
 from assay.preflight.launching import look_at_hosts
 from assay.rundir import RUNNER, WATCHER, RunDir
 from assay.runner import create_run, examine, new_run_path, owner_is_gone, resume_run, run_cases
 from assay.scoring.baseline import load_profile
-from assay.suite import Suite, load_suite
+from assay.suite import Suite, build_suite, load_suite
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _told(sentence: str) -> Iterator[None]:
 def read_suite(name: str, option: Sequence[str], given: Mapping[str, object]) -> Suite:
     """The suite of that name or file, changed by `-o KEY=VALUE`. given: keys of its launch that the command line gives.
 
-    Raises BadInput.
+    A script such as comms/bench is a suite of one case, on all ranks. Raises BadInput.
     """
     overrides = {}
     for text in option:
@@ -109,6 +110,12 @@ def read_suite(name: str, option: Sequence[str], given: Mapping[str, object]) ->
         if not equals or not key:
             raise BadInput(f"-o {text}: expected KEY=VALUE, for example -o steps=20")
         overrides[key] = value
+    script = name.removesuffix(".py")
+    if script in SCRIPTS:
+        short = Path(script).name
+        cases = [{"name": short, "script": script, "world": "all"}]
+        data = {"assay": 1, "name": short, "description": SCRIPTS[script].synopsis, "cases": cases}
+        return build_suite(data, script, None, overrides, lambda file: launch_keys(file, given, os.environ))
     loaded = load_suite(find_suite(name), overrides, lambda file: launch_keys(file, given, os.environ))
     if loaded.file.profile is not None:
         load_profile(loaded.file.profile)  # a name that does not exist must not be found out after hours of measuring

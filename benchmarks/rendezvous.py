@@ -1,12 +1,12 @@
-"""Which rendezvous of torchrun restarts cleanly when a rank dies: c10d or static, each with and without a shared store.
+"""Which rendezvous of torchrun restarts cleanly when a rank dies: c10d or static, with a shared store or an own one.
 
     python -m benchmarks.rendezvous               # as root: two hosts as namespaces, one torchrun of 2 ranks on each
-    python -m benchmarks.rendezvous --trials 1
+    python -m benchmarks.rendezvous --trials 5
 
-Every trial starts the two torchruns anew with --max-restarts=3, waits until ranks reduce over gloo, and kills the first
-rank of one host with SIGKILL. Clean: every host starts its ranks once more, and they reduce again, all of them, for a
-while. The hosts have addresses whose order as text is not that of the hosts, as node9 and node10 have names: torchrun's
-c10d rendezvous numbers hosts by text.
+Every trial starts the two torchruns anew with --max-restarts=3, waits until the ranks reduce over gloo, and kills the first
+rank of one host with SIGKILL. Clean: every host starts its ranks once more, and then they reduce again, all of them, for a
+while. Ranks meet by torch's own init_process_group, or as ours do, by assay.world, which keeps the keys of one attempt
+apart from those of another. The hosts are called node9 and node10: c10d numbers hosts by the order of their names as text.
 """
 
 import argparse
@@ -26,14 +26,30 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tests.cluster.hosts import Entered, Host
 
-HOSTS, PER_HOST = 2, 2
-FIRST = 8  # so many hosts before ours: the address of ours end in .9 and .10
-WORLD = HOSTS * PER_HOST
+NAMES = ("node9", "node10")
+ADDRESSES = ("10.77.0.9", "10.77.0.10")
+PER_HOST = 2
+WORLD = len(NAMES) * PER_HOST
 PORT = 29500
 PERIOD = 0.05  # s between two collectives
 SETTLED = 20  # collectives after which ranks count as running
 START_SECONDS, RESTART_SECONDS = 90.0, 60.0
-NOT_SHARED = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is tried. shared: torchrun's store is the ranks' too; meet: by torch or assay; victim: on which host."""
+
+    rendezvous: str
+    shared: bool
+    meet: str
+    victim: int
+
+    @property
+    def words(self) -> tuple[str, str, str, str]:
+        """Its columns of the table."""
+        return self.rendezvous, "shared" if self.shared else "own", self.meet, NAMES[self.victim]
 
 
 @dataclass(frozen=True)
@@ -50,22 +66,36 @@ class Line:
 
 @dataclass(frozen=True)
 class Trial:
-    """How one trial went. seconds: from the kill to the first collective of the ranks that lasted; None if there was none."""
+    """How one trial went. seconds: from the kill to the first collective of the ranks that lasted; None if none did."""
 
     outcome: str
     seconds: float | None
-    first_rank_on: int
+    first_rank_on: str
 
 
-def be_rank(folder: Path) -> None:
+def cells() -> list[Cell]:
+    """All that is tried. The static rendezvous knows no other than the shared store: its own is tried by torch's way only."""
+    kinds = [(rendezvous, shared, "torch") for rendezvous in ("c10d", "static") for shared in (True, False)]
+    kinds += [("c10d", True, "assay"), ("c10d", False, "assay"), ("static", True, "assay")]
+    return [Cell(*kind, victim) for kind in kinds for victim in range(len(NAMES))]
+
+
+def be_rank(folder: Path, meet: str) -> None:
     """In a rank: reduce again and again, and write a line each time."""
     import torch
     import torch.distributed as dist
 
-    local = int(os.environ["LOCAL_RANK"])
+    local, rank = int(os.environ["LOCAL_RANK"]), int(os.environ["RANK"])
     with (folder / f"lines-{local}").open("a", buffering=1) as lines:
-        lines.write(f"{local} {os.environ['RANK']} {os.getpid()} 0 {time.monotonic()}\n")
-        dist.init_process_group("gloo")
+        lines.write(f"{local} {rank} {os.getpid()} 0 {time.monotonic()}\n")
+        if meet == "assay":
+            from assay.device import open_device
+            from assay.placement import placement
+            from assay.world import join_torch
+
+            join_torch(placement(os.environ), "gloo", open_device("cpu", local), RESTART_SECONDS)
+        else:
+            dist.init_process_group("gloo")
         call = 0
         while True:
             ones = torch.ones(1)
@@ -73,15 +103,15 @@ def be_rank(folder: Path) -> None:
             if int(ones.item()) != WORLD:
                 raise SystemExit(f"{ones.item()} of {WORLD} ranks took part")
             call += 1
-            lines.write(f"{local} {dist.get_rank()} {os.getpid()} {call} {time.monotonic()}\n")
+            lines.write(f"{local} {rank} {os.getpid()} {call} {time.monotonic()}\n")
             time.sleep(PERIOD)
 
 
 def read(folder: Path) -> list[Line]:
     """All that ranks have said, in the order of time."""
     found = []
-    for host in range(HOSTS):
-        for path in sorted((folder / str(host)).glob("lines-*")):
+    for host in range(len(NAMES)):
+        for path in (folder / NAMES[host]).glob("lines-*"):
             for text in path.read_text().splitlines(keepends=True):
                 if text.endswith("\n"):
                     local, rank, pid, call, moment = text.split()
@@ -89,129 +119,137 @@ def read(folder: Path) -> list[Line]:
     return sorted(found, key=lambda line: line.moment)
 
 
-def arguments(variant: str, hosts: "list[Host]", number: int) -> list[str]:
-    """torchrun's words on host `number`."""
-    words = ["--nnodes", str(HOSTS), "--nproc-per-node", str(PER_HOST), "--max-restarts", "3"]
-    where = hosts[0].address
-    if variant == "c10d":
-        # --local-addr: here no name leads to a host.
-        words += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{where}:{PORT}", "--rdzv-id", "trial"]
-        return [*words, "--local-addr", hosts[number].address]
-    return [*words, "--node-rank", str(number), "--master-addr", where, "--master-port", str(PORT)]
-
-
 @contextlib.contextmanager
-def torchruns(hosts: "list[Host]", variant: str, shared: bool, folder: Path) -> Iterator["list[Entered]"]:
-    """One torchrun on each host; whatever is left of them ends with the hosts."""
+def two_hosts(folder: Path) -> Iterator["list[Host]"]:
+    """Two hosts that know each other by name, gone afterwards with all that runs on them."""
+    # Not above: ranks, which this file is, too, would wait for pytest.
+    from tests.cluster.hosts import end, needs, reap, start_host, start_switch
+
+    needs({})
+    names = folder / "hosts"
+    names.write_text(
+        "127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for address, name in zip(ADDRESSES, NAMES, strict=True))
+    )
+    process, switch = start_switch(tied=True)
+    waiting, hosts = [process], []
+    try:
+        for name, address in zip(NAMES, ADDRESSES, strict=True):
+            process, host = start_host(switch[0], name, address, [(names, Path("/etc/hosts"))])
+            waiting.append(process)
+            hosts.append(host)
+        yield hosts
+    finally:
+        end(*switch)
+        reap(waiting)
+
+
+def start(hosts: "list[Host]", cell: Cell, folder: Path) -> "list[Entered]":
+    """One torchrun on each host; they end with the hosts."""
     from tests.cluster.hosts import Entered
     from tests.conftest import environment
 
-    env = environment(GLOO_SOCKET_IFNAME="eth0", PYTHONUNBUFFERED="1", **({} if shared else {NOT_SHARED: "1"}))
-    with contextlib.ExitStack() as stack:
-        running = []
-        for number, host in enumerate(hosts):
-            place = folder / str(number)
-            place.mkdir(parents=True)
-            log = stack.enter_context((place / "log").open("w"))
-            argv = [sys.executable, "-m", "torch.distributed.run", *arguments(variant, hosts, number)]
-            argv += [__file__, "--rank-in", str(place)]
-            process = Entered(host.inside(argv), env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, text=True)
-            running.append(process)
-        yield running
+    running = []
+    for number, host in enumerate(hosts):
+        argv = [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(len(hosts))]
+        argv += ["--nproc-per-node", str(PER_HOST), "--max-restarts", "3"]
+        if cell.rendezvous == "c10d":
+            argv += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{NAMES[0]}:{PORT}", "--rdzv-id", "trial"]
+        else:
+            argv += ["--node-rank", str(number), "--master-addr", NAMES[0], "--master-port", str(PORT)]
+        place = folder / host.name
+        place.mkdir(parents=True)
+        argv += [__file__, "--rank-in", str(place), "--meet", cell.meet]
+        with (place / "log").open("w") as log:
+            running.append(
+                Entered(
+                    host.inside(argv),
+                    env=environment(**({} if cell.shared else OWN_STORE)),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    text=True,
+                )
+            )
+    return running
 
 
-def trial(variant: str, shared: bool, victim: int, folder: Path) -> Trial:
-    """Start, kill the first rank of host `victim`, and see what becomes of it."""
-    # Not above: ranks, which this file is, too, would wait for pytest.
-    from tests.cluster.network import lab
-
-    with lab(FIRST + HOSTS) as everyone, torchruns(hosts := everyone[FIRST:], variant, shared, folder) as running:
+def trial(cell: Cell, folder: Path) -> Trial:
+    """Start, kill, and see what becomes of it."""
+    folder.mkdir(parents=True)
+    with two_hosts(folder) as hosts:
+        running = start(hosts, cell, folder)
         deadline = time.monotonic() + START_SECONDS
-        while not (lines := read(folder)) or lines[-1].call < SETTLED:
+        while not (before := read(folder)) or before[-1].call < SETTLED:
             if time.monotonic() > deadline or any(one.poll() is not None for one in running):
-                raise SystemExit(f"the ranks did not start; see the logs:\n{tail(folder)}")
+                raise SystemExit(f"the ranks did not start:\n{(folder / NAMES[0] / 'log').read_text()}")
             time.sleep(0.1)
-        first_rank_on = next(line.host for line in lines if line.rank == 0)
-        pid = next(line.pid for line in lines if (line.host, line.local_rank) == (victim, 0))
+        first_rank_on = next(NAMES[line.host] for line in before if line.rank == 0)
+        pid = next(line.pid for line in before if (line.host, line.local_rank) == (cell.victim, 0))
         killed = time.monotonic()
-        subprocess.run(hosts[victim].inside(["kill", "-KILL", str(pid)]), check=True)
+        subprocess.run(hosts[cell.victim].inside(["kill", "-KILL", str(pid)]), check=True)
+        known = {(line.host, line.pid) for line in before}
         while time.monotonic() < killed + RESTART_SECONDS:
             time.sleep(0.1)
-            old = {(line.host, line.pid) for line in lines}
-            since = [line for line in read(folder) if (line.host, line.pid) not in old]
-            if done := restarted(since, killed):
-                tries, seconds = done
-                return Trial("clean" if tries == 1 else f"{tries} tries", seconds, first_rank_on)
-            if all(one.poll() is not None for one in running):
+            since = [line for line in read(folder) if (line.host, line.pid) not in known]
+            if done := restarted(since):
+                tries, moment = done
+                return Trial("clean" if tries == 1 else f"{tries} tries", moment - killed, first_rank_on)
+            # The other host cannot go on alone, though it may wait for long.
+            if any(one.poll() is not None for one in running):
                 return Trial("failed", None, first_rank_on)
-        ended = sum(one.poll() is not None for one in running)
-        return Trial(f"hung ({ended} of {HOSTS} ended)" if ended else "hung", None, first_rank_on)
+        return Trial("hung", None, first_rank_on)
 
 
-def restarted(since: list[Line], killed: float) -> tuple[int, float] | None:
-    """How often ranks were started until they lasted, and s from the kill to their first collective; None if none last.
+def restarted(since: list[Line]) -> tuple[int, float] | None:
+    """How often ranks were started until they lasted, and when they first reduced; None if they do not last (yet).
 
     since: what ranks said that were started after the kill.
     """
     if not since or since[-1].call < SETTLED:
         return None
     last = since[-1]
-    first = next(line for line in since if (line.host, line.pid) == (last.host, last.pid) and line.call == 1)
+    first = next(line for line in since if (line.host, line.pid, line.call) == (last.host, last.pid, 1))
     starts = Counter((line.host, line.local_rank) for line in since if line.call == 0)
-    return max(starts.values()), first.moment - killed
+    return max(starts.values()), first.moment
 
 
-def tail(folder: Path) -> str:
-    """The last of what torchrun said on both hosts."""
-    return "\n".join("\n".join(path.read_text().splitlines()[-15:]) for path in sorted(folder.glob("*/log")))
-
-
-def row(variant: str, shared: bool, victim: int, trials: list[Trial]) -> str:
+def row(words: tuple[str, ...], outcomes: str, seconds: str, first_rank_on: str) -> str:
     """A line of the table."""
-    outcomes = ", ".join(
-        f"{count} {outcome}" for outcome, count in Counter(one.outcome for one in trials).most_common()
-    )
-    times = sorted(one.seconds for one in trials if one.seconds is not None)
-    said = f"{median(times):5.1f} s [{times[0]:.1f}, {times[-1]:.1f}]" if times else "–"
-    landed = Counter(one.first_rank_on for one in trials)
-    ranks = ", ".join(f"{landed[host]}× {'first' if host == 0 else 'second'}" for host in sorted(landed))
-    store = "shared" if shared else "own"
-    return f"{variant:8}{store:8}{'first' if victim == 0 else 'second':10}{outcomes:32}{said:24}{ranks}"
+    return "".join(f"{word:10}" for word in words) + f"{outcomes:28}{seconds:24}{first_rank_on}"
 
 
-def campaign(trials: int, keep: Path | None) -> None:
-    """All variants by turns, so that none has the quiet half of the hour for itself; then the table."""
-    cells = [
-        (variant, shared, victim) for variant in ("c10d", "static") for shared in (True, False) for victim in (0, 1)
-    ]
-    taken: dict[tuple[str, bool, int], list[Trial]] = {cell: [] for cell in cells}
-    with tempfile.TemporaryDirectory(prefix="rendezvous-") as temporary:
-        for number in range(trials):
-            for cell in cells if number % 2 else cells[::-1]:
-                variant, shared, victim = cell
-                place = f"{number}-{variant}-{'shared' if shared else 'own'}-{victim}"
-                done = trial(variant, shared, victim, (keep or Path(temporary)) / place)
-                seconds = "" if done.seconds is None else f", {done.seconds:.2f} s"
-                print(f"{place}: {done.outcome}{seconds}, rank 0 on host {done.first_rank_on}", flush=True)
-                taken[cell].append(done)
-    print(f"\n{'':8}{'store':8}{'killed on':10}{'outcome':32}{'kill to collective':24}rank 0 began on")
+def campaign(trials: int, folder: Path) -> None:
+    """All cells by turns, so that none has the quiet part of the hour for itself; then the table."""
+    taken: dict[Cell, list[Trial]] = {cell: [] for cell in cells()}
+    for number in range(trials):
+        for cell in cells() if number % 2 else cells()[::-1]:
+            done = trial(cell, folder / "-".join([str(number), *cell.words]))
+            seconds = "" if done.seconds is None else f" {done.seconds:.2f} s"
+            print(f"{number} {' '.join(cell.words)}: {done.outcome}{seconds}", flush=True)
+            taken[cell].append(done)
+    print("\n" + row(("", "store", "meet by", "killed on"), "outcome", "kill to collective", "rank 0 began on"))
     for cell, found in taken.items():
-        print(row(*cell, found))
+        outcomes = ", ".join(f"{count} {word}" for word, count in Counter(one.outcome for one in found).most_common())
+        times = sorted(one.seconds for one in found if one.seconds is not None)
+        seconds = f"{median(times):.1f} s [{times[0]:.1f}, {times[-1]:.1f}]" if times else "–"
+        print(row(cell.words, outcomes, seconds, ", ".join(sorted({one.first_rank_on for one in found}))))
     print("seconds: median [shortest, longest]; own store: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1")
 
 
 def main() -> None:
     """The campaign; with --rank-in, one rank of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=5, help="of each variant and victim [5]")
-    parser.add_argument("--keep", type=Path, help="new folder for what ranks and torchruns wrote [thrown away]")
+    parser.add_argument("--trials", type=int, default=3, help="of each cell of the table [3]")
+    parser.add_argument("--keep", type=Path, help="new folder for what ranks and torchruns write [thrown away]")
     parser.add_argument("--rank-in", type=Path, help="what a rank is started with")
+    parser.add_argument("--meet", default="torch", help="what a rank is started with")
     given = parser.parse_args()
     if given.rank_in:
-        be_rank(given.rank_in)
+        be_rank(given.rank_in, given.meet)
         return
     print(f"load of this machine before: {os.getloadavg()[0]:.1f}", flush=True)
-    campaign(given.trials, given.keep and given.keep.resolve())
+    with tempfile.TemporaryDirectory(prefix="rendezvous-") as temporary:
+        campaign(given.trials, (given.keep or Path(temporary)).resolve())
     print(f"load of this machine after: {os.getloadavg()[0]:.1f}")
 
 

@@ -45,6 +45,17 @@ def without_out(command: str) -> str:
     return re.sub(r" --out=\S+", "", command)
 
 
+def test_a_script_is_a_suite_of_one_case_on_all_ranks(tmp_path: Path) -> None:
+    planned = assay("plan", "comms/bench.py", "-n", "4", "-o", "ops=broadcast", cwd=tmp_path).stdout
+    assert "bench: comms/bench, world 4" in planned
+    assert planned.rstrip().endswith(
+        "comms/bench.py --out=" + str(tmp_path / "runs/RUN/cases/bench/attempt-1") + " --ops=broadcast"
+    )
+    lacking = assay("plan", "comms/bench", cwd=tmp_path)
+    assert lacking.returncode == 2
+    assert lacking.stderr.endswith("world: all needs to know how many ranks there are on each host; give -n\n")
+
+
 def test_the_plan_is_what_runs(tiny_run: Path, tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY)
     planned = assay("plan", "tiny.yaml", cwd=tmp_path).stdout

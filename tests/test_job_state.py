@@ -295,7 +295,7 @@ def test_a_file_is_checked_before_anything_is_written(answers: Answers, tmp_path
         ("allocation failure: Invalid partition name specified", "Invalid partition name specified; sinfo lists the partitions; give one with --sbatch=--partition=NAME or SBATCH_PARTITION"),
         ("sbatch: error: invalid partition specified: fast\nsbatch: error: Batch job submission failed: Invalid partition name specified", "invalid partition specified: fast; sinfo lists the partitions; give one with --sbatch=--partition=NAME or SBATCH_PARTITION"),
         ("sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified", "Invalid account or account/partition combination specified; give one with --sbatch=--account=NAME or SBATCH_ACCOUNT"),
-        ("sbatch: error: Batch job submission failed: Requested node configuration is not available", "Requested node configuration is not available; sinfo -o '%P %D %c %m %G' tells what nodes have"),
+        ("sbatch: error: Batch job submission failed: Requested node configuration is not available", "Requested node configuration is not available; sinfo -R names nodes that are down, sinfo -o '%P %D %c %m %G' tells what nodes have"),
         ("sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)", "Unable to contact slurm controller (connect failure); is slurmctld up? scontrol ping tells"),
         ("", "no reason given; mend it with --sbatch=OPTION"),
     ],

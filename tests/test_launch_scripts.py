@@ -28,7 +28,8 @@ ROOT_TOO = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"
 SRUN = """#!/bin/sh
 echo "$@" > "$0.argv"
 for word; do case $word in -*) shift;; *) break;; esac; done
-SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=1 exec "$@"
+export SLURM_PROCID=0 SLURM_STEP_NUM_TASKS=1 SLURM_LOCALID=0 SLURM_STEP_TASKS_PER_NODE=1
+exec "$@"
 """
 IN_JOB = {"SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "localhost", "SLURM_JOB_CPUS_PER_NODE": "6"}
 
@@ -102,7 +103,8 @@ def test_inside_a_job_the_script_is_a_step_of_it(folder: Path) -> None:
     assert arguments == ["7", "-x"]
     assert (variables["MASTER_ADDR"], variables["MASTER_PORT"]) == ("localhost", "29555")
     assert variables["OMP_NUM_THREADS"] == "6", "the cores of the job's host, not of this one"
-    assert not {"RANK", "ASSAY_RUN"} & set(variables)
+    assert (variables["RANK"], variables["WORLD_SIZE"]) == ("0", "1"), "a foreign script knows no Slurm"
+    assert "ASSAY_RUN" not in variables
     assert "--ntasks=1 " in (folder / "srun.argv").read_text()
     more = launch("slurm", "-N", "2", "my tell.py", cwd=folder, PATH=path, **IN_JOB)
     assert (more.returncode, more.stderr) == (

@@ -121,6 +121,7 @@ def test_a_plan_for_slurm_needs_no_slurm_and_writes_nothing(tmp_path: Path) -> N
 
 def test_rendering_changes_nothing_and_gives_the_same_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    assert {*rendered(tmp_path), "plan.txt"} == {path.name for path in GOLDEN.iterdir()}
     mpi = mpi_on_hosts(tmp_path)
     launchers: list[Launcher] = [LocalLauncher(), SlurmLauncher(GIVEN, "torchrun"), SlurmLauncher(GIVEN, "srun"), mpi]
     before = dict(os.environ), sorted(tmp_path.rglob("*"))
