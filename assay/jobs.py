@@ -15,10 +15,11 @@ from assay.errors import BadInput
 from assay.launchers import sbatch
 from assay.launchers.following import LONGEST_SECONDS, SHORTEST_SECONDS, Followed, look_at, pause_after
 from assay.launchers.job_state import PASSING, NoAnswer, ask, cancel
-from assay.rundir import RunDir, State, Status, read_document, write_document
+from assay.rundir import CaseDir, RunDir, State, Status, read_document, write_document
 from assay.suite import Case, Suite, layout_of
 
 MOST_QUEUED = 20  # jobs of a run in the queue at once; sites limit how many a user may have
+START_SECONDS = 300.0  # of a job, for what comes before and between its cases
 GROUP = "suite"  # name of the job that holds all cases
 
 
@@ -41,7 +42,7 @@ def _batch_job(suite: Suite, name: str, cases: Sequence[Case], run_path: Path) -
     only = ("--case", name) if suite.file.jobs == "case" else ()
     command = (machine.python(), "-m", "assay", "run", "--resume", str(run_path), *only)
     nodes = max(layout_of(case, suite.file).nodes for case in cases)
-    seconds = sum(case.time_limit for case in cases)
+    seconds = START_SECONDS + sum(case.time_limit for case in cases)
     options = tuple(suite.file.sbatch)
     return sbatch.BatchJob(name, nodes, seconds, command, Path.cwd(), run_path / "jobs", options)
 
@@ -70,7 +71,7 @@ def run_jobs(run: RunDir, suite: Suite, say: Callable[[str], None]) -> bool:
         while waiting or followed:
             while waiting and len(followed) < MOST_QUEUED:
                 group = waiting.pop(0)
-                job = _submit(group, followed[-1][1].job if followed else None)
+                job = _submit(run, group, followed[-1][1].job if followed else None)
                 say(f"{group.job.name}: submitted as job {job}, {group.job.file}")
                 followed.append((group, _follow(group, job, say)))
             pause = pause_after(look_at([one for _, one in followed], say), pause)
@@ -128,31 +129,38 @@ def _under_way(group: Group) -> str | None:
     return job if state is not None and not (state.ended and state.state not in PASSING) else None
 
 
-def _submit(group: Group, after: str | None) -> str:
+def _submit(run: RunDir, group: Group, after: str | None) -> str:
     job = sbatch.write_and_submit(group.job, after)
-    write_document(_record(group), {"job": job, "submitted": time.time(), "cases": [c.name for c in group.cases]})
+    # How many attempts there were tells later whether this job has made one.
+    attempts = {case.name: len(run.case(case.name).attempts()) for case in group.cases}
+    write_document(_record(group), {"job": job, "submitted": time.time(), "attempts": attempts})
     return job
 
 
 def _settle(run: RunDir, group: Group, job: Followed) -> None:
     """Write down how a job ended, and what that means for its cases."""
     ended = job.state.state if job.state is not None else "gone"
-    write_document(_record(group), {**read_document(_record(group)), "ended": ended})
+    submitted = read_document(_record(group))
+    write_document(_record(group), {**submitted, "ended": ended})
     for case in group.cases:
-        _close(run, group, case, job)
+        _close(run.case(case.name), submitted.get("attempts", {}).get(case.name, 0), run, group, job)
 
 
-def _close(run: RunDir, group: Group, case: Case, job: Followed) -> None:
-    """A case that has no status of this job, or only that it was interrupted, gets one that says why."""
-    folder = run.case(case.name)
-    latest = folder.latest()
-    status = latest[1] if latest is not None else None
-    if status is not None and status.phase != "interrupted":
+def _close(folder: CaseDir, earlier: int, run: RunDir, group: Group, job: Followed) -> None:
+    """A case that has no status of this job, or only that it was interrupted, gets one that says why.
+
+    earlier: its attempts before the job.
+    """
+    attempts = folder.attempts()[earlier:]
+    status = folder.status(attempts[-1]) if attempts else None
+    if folder.passed() is not None or (status is not None and status.phase != "interrupted"):
         return
-    attempt = latest[0] if latest is not None else folder.new_attempt()
+    attempt = attempts[-1] if attempts else folder.new_attempt()
     state = job.state
-    why = state.sentence.replace(" is ", " ended as ", 1) if state is not None else f"Slurm job {job.job} is gone"
-    when = " before the case began" if latest is None else ""
+    why = f"Slurm job {job.job} is gone: squeue has forgotten it, and sacct does not know it"
+    if state is not None:
+        why = state.sentence.replace(" is ", " ended as ", 1)
+    when = "" if attempts else " before the case began"
     seconds = status.seconds if status is not None else 0.0
     advice = f"see {group.job.output(job.job)}, then: assay run --resume {run.path}"
     kind: State = "timeout" if state is not None and state.state == "TIMEOUT" else "failed"

@@ -29,6 +29,8 @@ RUNNER = "runner.lock"
 WATCHER = "watcher.lock"  # who submits jobs and watches them; the runner is then inside the job
 ORPHAN_SECONDS = 20.0  # how long the ranks of a killed runner may take to be gone
 
+IsGone = Callable[[Mapping[str, Any]], bool]
+"""Whether an owner on another host, as its lock describes it, is known to have ended."""
 State = Literal["passed", "failed", "timeout", "skipped"]
 
 
@@ -149,23 +151,23 @@ class RunDir:
 
     @classmethod
     def create(
-        cls, path: Path, document: Mapping[str, Any], lock: str = RUNNER, *, may_exist: bool = False
+        cls, path: Path, document: Mapping[str, Any], lock: str = RUNNER, *, is_gone: IsGone | None = None
     ) -> "RunDir":
         """Make the folder with its run.json, owned by `lock`. Raises BadInput if something is there already.
 
-        may_exist: what a runner that was killed before it wrote run.json has left is taken over.
+        is_gone: with it, what a runner that was killed before it wrote run.json has left is taken over; see `lock`.
         """
         try:
             path.mkdir(parents=True)
         except FileExistsError:
-            if not may_exist or any(one.suffix not in (".lock", ".tmp") for one in path.iterdir()):
+            if is_gone is None or any(one.suffix not in (".lock", ".tmp") for one in path.iterdir()):
                 raise BadInput(
                     f"{path}: exists already; resume it with --resume {path} or give another --out"
                 ) from None
         except OSError as error:
             raise BadInput(f"{path}: cannot be made ({error.strerror}); give another --out") from error
         run = cls(path)
-        run.lock(lock)
+        run.lock(lock, is_gone)
         write_document(path / "run.json", {"schema": SCHEMA, **document})
         return run
 
@@ -204,7 +206,7 @@ class RunDir:
             if case.path.is_dir():
                 yield case
 
-    def lock(self, name: str = RUNNER, is_gone: Callable[[Mapping[str, Any]], bool] = lambda owner: False) -> None:
+    def lock(self, name: str = RUNNER, is_gone: IsGone | None = None) -> None:
         """Become the folder's one runner (or watcher, by `name`). Raises BadInput, naming the owner, if another lives.
 
         is_gone: whether an owner on another host, which cannot be seen from here, is known to have ended.
@@ -218,14 +220,14 @@ class RunDir:
         except OSError as error:
             raise RunFailed(_refused(path, error)) from error
         try:
-            self._own(fd, path, is_gone)
+            self._own(fd, path, is_gone or (lambda owner: False))
         except BaseException:
             os.close(fd)
             raise
         os.set_inheritable(fd, False)
         self._lock_fd = fd
 
-    def _own(self, fd: int, path: Path, is_gone: Callable[[Mapping[str, Any]], bool]) -> None:
+    def _own(self, fd: int, path: Path, is_gone: IsGone) -> None:
         deadline = time.monotonic() + ORPHAN_SECONDS
         while True:
             try:
@@ -301,7 +303,7 @@ def _owner(fd: int) -> dict[str, Any] | None:
     return owner if isinstance(owner, dict) else None
 
 
-def _lives(owner: Mapping[str, Any], is_gone: Callable[[Mapping[str, Any]], bool]) -> bool:
+def _lives(owner: Mapping[str, Any], is_gone: IsGone) -> bool:
     if owner.get("host") != platform.node():
         return not is_gone(owner)  # cannot be seen from here: never take over unless it is known
     try:

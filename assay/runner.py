@@ -19,7 +19,7 @@ from assay.launchers.protocol import Command, Job, Launcher, Outcome
 from assay.options.base import command_line
 from assay.progress import parse_progress
 from assay.record import read_header
-from assay.rundir import RUNNER, RunDir, Status, write_document
+from assay.rundir import RUNNER, IsGone, RunDir, Status, write_document
 from assay.scripts import script_path
 from assay.suite import Case, Suite, build_suite, layout_of
 
@@ -61,9 +61,13 @@ def plan(suite: Suite, run_path: Path) -> list[Plan]:
     """The command of every case, as a run into `run_path` would start it. Nothing is started or written."""
     launcher = launcher_on_paper(suite.file, os.environ)
     return [
-        Plan(case, launcher.render(_job(suite, case, run_path / "cases" / case.name / "attempt-1"), port, os.environ))
+        Plan(
+            case,
+            launcher.render(
+                _job(suite, case, run_path / "cases" / case.name / "attempt-1"), suite.file.port, os.environ
+            ),
+        )
         for case in suite.cases
-        for port in [suite.file.port]
     ]
 
 
@@ -73,7 +77,7 @@ def _job(suite: Suite, case: Case, attempt: Path) -> Job:
     return Job(case.name, program, layout_of(case, suite.file), attempt)
 
 
-def create_run(suite: Suite, path: Path, lock: str = RUNNER, *, may_exist: bool = False) -> RunDir:
+def create_run(suite: Suite, path: Path, lock: str = RUNNER, *, is_gone: IsGone | None = None) -> RunDir:
     """Make the run folder with everything a reader needs to know about suite, code, versions and machine."""
     check_port(suite.file.port)
     return RunDir.create(
@@ -89,7 +93,7 @@ def create_run(suite: Suite, path: Path, lock: str = RUNNER, *, may_exist: bool 
             "environment": machine.environment(os.environ),
         },
         lock,
-        may_exist=may_exist,
+        is_gone=is_gone,
     )
 
 

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field
 from assay.options import SCRIPTS, Options
 from assay.options.base import PathText, nearest
 
+DEFAULT_OPTIONS = ("--exclusive",)  # of a job: what else runs on a host would be measured with it
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 
 
@@ -23,7 +24,8 @@ def _known_script(value: object) -> object:
     return value
 
 
-def _sbatch_option(value: object) -> object:
+def sbatch_option(value: object) -> str:
+    """One option of sbatch. Raises ValueError if it is none, or more than one line."""
     if not isinstance(value, str) or not re.fullmatch(r"--?[a-zA-Z][^\n\r]*", value):
         raise ValueError(f"expected an option of sbatch in one line, such as --partition=gpu, got {value!r}")
     return value
@@ -66,8 +68,8 @@ class Launch(Options):
     jobs: Literal["case", "suite"] = Field(
         "case", description="Slurm, outside of a job: a job for every case, or one allocation for the suite"
     )
-    sbatch: list[Annotated[str, BeforeValidator(_sbatch_option)]] = Field(
-        default_factory=lambda: ["--exclusive"], description="Slurm: options of the jobs, such as --partition=gpu"
+    sbatch: list[Annotated[str, BeforeValidator(sbatch_option)]] = Field(
+        default_factory=lambda: list(DEFAULT_OPTIONS), description="Slurm: options of the jobs, such as --partition=gpu"
     )
     hostfile: PathText | None = Field(None, description="MPI: the file that names the hosts, one a line")
     preflight: bool = Field(

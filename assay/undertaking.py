@@ -48,7 +48,7 @@ class Undertaking:
             folder = RunDir.open(self.path)
             folder.lock(RUNNER, owner_is_gone)
         else:
-            folder = create_run(self.suite, self.path, may_exist=self.may_exist)
+            folder = create_run(self.suite, self.path, is_gone=owner_is_gone if self.may_exist else None)
         # Schedulers end a job with SIGTERM: the folder is left in as true a state as by Ctrl-C.
         signal.signal(signal.SIGTERM, _terminated)
         console = _announce(folder)
@@ -70,7 +70,7 @@ class Undertaking:
             folder.lock(WATCHER)
         else:
             check_jobs(self.suite, self.path)
-            folder = create_run(self.suite, self.path, WATCHER, may_exist=self.may_exist)
+            folder = create_run(self.suite, self.path, WATCHER, is_gone=owner_is_gone if self.may_exist else None)
         console = _announce(folder)
         with _told(
             f"no longer watching; the jobs go on. Watch again with: assay run --resume {folder.path}, "

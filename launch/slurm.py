@@ -22,6 +22,7 @@ from assay.launchers import by_hand, sbatch
 from assay.launchers.following import SHORTEST_SECONDS, Followed, look_at, pause_after
 from assay.launchers.job_state import exit_code
 from assay.launchers.slurm import Allocation, SlurmLauncher, address_of, allocation, check_srun
+from assay.suite_format import DEFAULT_OPTIONS, sbatch_option
 
 
 def main() -> None:
@@ -29,18 +30,26 @@ def main() -> None:
     parser = by_hand.parser(str(__doc__), nodes=True)
     parser.add_argument("--spawn", choices=["torchrun", "srun"], default="torchrun", help="who starts ranks [torchrun]")
     parser.add_argument("--time", type=_minutes, default=60.0, metavar="MINUTES", help="time limit of the job [60]")
-    parser.add_argument("--sbatch", action="append", metavar="OPTION", help="an option of the job [--exclusive]")
+    parser.add_argument(
+        "--sbatch", action="append", metavar="OPTION", help="an option of the job [--exclusive]", type=_option
+    )
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder for the job's file and output [runs]")
     parser.add_argument("--no-wait", action="store_true", help="submit and do not follow")
     told = parser.parse_args()
     try:
-        check_srun()
         given = allocation(os.environ)
         if given is None:
             _submit(told)
         _start_step(told, given)
     except AssayError as error:
         by_hand.fail(error)
+
+
+def _option(text: str) -> str:
+    try:
+        return sbatch_option(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _minutes(text: str) -> float:
@@ -58,6 +67,7 @@ def _start_step(told: argparse.Namespace, given: Allocation) -> None:
         raise BadInput(
             f"-N {told.nodes}: the job {given.job} has {len(given.hosts)} hosts; ask for more with sbatch -N"
         )
+    check_srun()
     launcher = SlurmLauncher(given, told.spawn, address_of(given.hosts[0]))
     command = launcher.render(by_hand.job(told), launcher.meeting_port(told.port), by_hand.surroundings())
     if told.dry_run:
@@ -72,7 +82,7 @@ def _submit(told: argparse.Namespace) -> NoReturn:
     inside += ["--port", str(told.port)] if told.port else []
     command = (machine.python(), *inside, started.program[0], "--", *started.program[1:])
     folder = told.out.resolve() / f"launch-{started.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    options = tuple(told.sbatch or ["--exclusive"])
+    options = tuple(told.sbatch or DEFAULT_OPTIONS)
     job = sbatch.BatchJob(started.name, told.nodes, told.time * 60, command, Path.cwd(), folder, options)
     if told.dry_run:
         print(sbatch.render(job), end="")

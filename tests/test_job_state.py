@@ -305,7 +305,7 @@ def test_what_slurm_refuses_is_one_sentence(answers: Answers, tmp_path: Path, er
     job = batch(tmp_path)
     with pytest.raises(BadInput) as early:
         sbatch.check_sbatch(sbatch.render(job))
-    assert str(early.value) == f"--launcher slurm: sbatch says: {said}"
+    assert str(early.value) == f"sbatch says: {said}"
     with pytest.raises(RunFailed) as late:
         sbatch.write_and_submit(job)
     assert str(late.value) == f"{job.file}: sbatch says: {said}"

@@ -256,7 +256,7 @@ def test_what_slurm_refuses_is_one_sentence_and_nothing_is_written(
     suite(tmp_path, case("a"))
     code, printed = run(lab, tmp_path, "s.yaml", "--launcher", "slurm", "-N", "1", "-n", "2", *args)
     assert code == 2
-    assert re.fullmatch(rf"assay: error: --launcher slurm: {said}.*\n", printed), printed
+    assert re.fullmatch(rf"assay: error: {said}.*\n", printed), printed
     assert not (tmp_path / "runs").exists()
 
 

@@ -151,7 +151,7 @@ def test_bad_input_is_one_sentence(folder: Path, script: str, args: tuple[str, .
     assert (done.returncode, done.stderr, done.stdout) == (2, f"assay: error: {said}\n", "")
 
 
-@pytest.mark.parametrize(("script", "command"), [("slurm", "srun"), ("mpi", "mpirun")])
+@pytest.mark.parametrize(("script", "command"), [("slurm", "sbatch"), ("mpi", "mpirun")])
 def test_what_is_not_installed_is_one_sentence(folder: Path, script: str, command: str) -> None:
     done = launch(script, "-n", "2", "my tell.py", cwd=folder, PATH=str(folder))
     assert done.returncode == 2

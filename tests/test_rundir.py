@@ -162,9 +162,9 @@ def test_a_named_folder_may_hold_what_a_killed_beginning_left_and_nothing_else(t
         RunDir.create(folder, {"cases": []})
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(BadInput, match="exists already"):
-        RunDir.create(folder, {"cases": []}, may_exist=True)
+        RunDir.create(folder, {"cases": []}, is_gone=lambda owner: False)
     (folder / "notes.txt").unlink()
-    RunDir.create(folder, {"suite": {}, "cases": ["a"]}, may_exist=True).unlock()
+    RunDir.create(folder, {"suite": {}, "cases": ["a"]}, is_gone=lambda owner: False).unlock()
     assert RunDir.open(folder).document()["cases"] == ["a"]
     with pytest.raises(BadInput, match="exists already"):
-        RunDir.create(folder, {"cases": []}, may_exist=True)
+        RunDir.create(folder, {"cases": []}, is_gone=lambda owner: False)

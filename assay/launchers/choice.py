@@ -11,6 +11,12 @@ from assay.launchers.protocol import Launcher
 from assay.launchers.slurm import Allocation, SlurmLauncher, address_of, allocation, check_srun
 from assay.suite_format import Launch
 
+_ONLY = {
+    "spawn": ("--spawn", "slurm"),
+    "jobs": ("--one-job", "slurm"),
+    "sbatch": ("--sbatch", "slurm"),
+    "hostfile": ("--hostfile", "mpi"),
+}  # fmt: skip
 FIRST_HOST = "FIRST-HOST"  # in plans: known only when Slurm has given hosts
 
 
@@ -21,6 +27,9 @@ def launch_keys(file: Mapping[str, Any], given: Mapping[str, object], env: Mappi
     if the ranks on each stay unknown.
     """
     launcher = given.get("launcher", file.get("launcher", "local"))
+    for key, (flag, wanted) in _ONLY.items():
+        if key in given and launcher != wanted:
+            raise BadInput(f"{flag}: is for --launcher {wanted}, and this is {launcher}; give --launcher {wanted} too")
     found: dict[str, object] = {}
     here = allocation(env) if launcher in ("slurm", "mpi") else None
     hostfile = given.get("hostfile", file.get("hostfile")) if launcher == "mpi" else None

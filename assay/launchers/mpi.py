@@ -49,7 +49,7 @@ class MpiLauncher:
         argv += ["--bind-to", "none"]
         if self._hostfile is not None:
             argv += ["--hostfile", str(self._hostfile)]
-        if self.hosts:
+        if nodes < len(self.hosts):  # all of them it knows itself, and thousands would not fit into an argument
             argv += ["--host", ",".join(f"{host}:{per_node}" for host in self.hosts[:nodes])]
         return [
             *argv,
@@ -72,9 +72,7 @@ class MpiLauncher:
 
     def collect(self, job: Job) -> Sequence[str]:
         """What is missing here comes from the hosts that should hold it, through mpirun."""
-        if job.layout.nodes == 1 or not self.hosts:
-            return ()
-        return gather(job, self.hosts, self._on_host)
+        return gather(job, self.hosts, self._on_host) if self.hosts else ()
 
     def _on_host(self, host: str, argv: Sequence[str]) -> list[str]:
         file = ["--hostfile", str(self._hostfile)] if self._hostfile else []
@@ -100,7 +98,7 @@ def read_hostfile(path: Path) -> list[str]:
 def check_mpirun() -> None:
     """Raise BadInput if this machine has no mpirun, or one of another family."""
     if shutil.which("mpirun") is None:
-        raise BadInput("--launcher mpi: there is no mpirun here; install Open MPI (openmpi-bin), or load its module")
+        raise BadInput("MPI: there is no mpirun here; install Open MPI (openmpi-bin), or load its module")
     try:
         done = subprocess.run(
             ["mpirun", "--version"], capture_output=True, text=True, check=False, timeout=_ANSWER_SECONDS
@@ -110,6 +108,4 @@ def check_mpirun() -> None:
         said = str(error)
     if "Open MPI" not in said and "OpenRTE" not in said:
         told = said.splitlines()[0] if said else "nothing"
-        raise BadInput(
-            f"--launcher mpi: mpirun here is not Open MPI's (it says: {told}); start the script with it by hand"
-        )
+        raise BadInput(f"MPI: mpirun here is not Open MPI's (it says: {told}); start the script with it by hand")

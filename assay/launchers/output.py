@@ -10,6 +10,14 @@ from typing import IO
 
 from assay.errors import SENTENCE_MARK
 
+_SRUN_ENDS = (
+    "Killed",
+    "Segmentation fault",
+    "Aborted",
+    "Bus error",
+    "Out Of Memory",
+)  # not Terminated: srun's own doing
+
 
 class Told:
     """What stderr says about a failure: the first sentence of a rank of ours, and the first rank that a signal ended.
@@ -22,6 +30,7 @@ class Told:
         self._sentences: list[str] = []
         self._rank = ""
         self._killed: list[str] = []
+        self._lost: list[str] = []
 
     def hear(self, line: str) -> None:
         """Take one line of stderr."""
@@ -32,11 +41,18 @@ class Told:
         elif (match := re.match(r"\s+exitcode\s+: -(\d+) \(pid", line)) and int(match[1]) != signal.SIGTERM:
             name = _signal_name(int(match[1]))
             self._killed.append(f"rank {self._rank} was killed by signal {match[1]} ({name})")
+        elif match := re.match(r"mpirun noticed that process rank (\d+) .* on node (\S+) exited on signal (\d+)", line):
+            self._killed.append(f"rank {match[1]} on {match[2]} was killed by signal {match[3]}")
+        elif match := re.match(rf"srun: error: (\S+): tasks? (\S+): ({'|'.join(_SRUN_ENDS)})", line):
+            # A task is a rank, or one host's torchrun.
+            self._killed.append(f"task {match[2]} on {match[1]} ended by a signal ({match[3]})")
+        elif match := re.match(r"srun: error: (Node failure on \S+)", line):
+            self._lost.append(match[1].replace("Node", "node"))
 
     @property
     def sentence(self) -> str | None:
         """Why it failed. A rank that was killed says nothing, and its peers' complaints are only the consequence."""
-        return next(iter([*self._killed, *self._sentences]), None)
+        return next(iter([*self._lost, *self._killed, *self._sentences]), None)
 
 
 def _signal_name(number: int) -> str:

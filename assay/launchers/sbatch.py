@@ -11,8 +11,6 @@ from pathlib import Path
 from assay.errors import BadInput, RunFailed
 from assay.launchers.job_state import ANSWER_SECONDS
 
-START_SECONDS = 300.0  # of a job, for what comes before and between the cases
-
 
 @dataclass(frozen=True)
 class BatchJob:
@@ -41,7 +39,7 @@ class BatchJob:
 
 def render(job: BatchJob) -> str:
     """The sbatch file."""
-    minutes = math.ceil((job.seconds + START_SECONDS) / 60)
+    minutes = math.ceil(job.seconds / 60)
     output = str(job.folder / job.name).replace("%", "%%") + "-%j.out"
     options = [
         f"--job-name=assay-{job.name}",
@@ -73,7 +71,9 @@ def _quoted(option: str) -> str:
 def check_here() -> None:
     """Raise BadInput if this machine has no sbatch."""
     if shutil.which("sbatch") is None:
-        raise BadInput("--launcher slurm: there is no sbatch here; log in where it is, or use --launcher local")
+        raise BadInput(
+            "Slurm: there is no sbatch here; log in where it is, or start on this host alone with --launcher local"
+        )
 
 
 def check_sbatch(text: str) -> None:
@@ -81,7 +81,7 @@ def check_sbatch(text: str) -> None:
     check_here()
     done = _sbatch(["--test-only"], text)
     if done.returncode:
-        raise BadInput(f"--launcher slurm: {_refusal(done.stderr)}")
+        raise BadInput(_refusal(done.stderr))
 
 
 def write_and_submit(job: BatchJob, after: str | None = None) -> str:

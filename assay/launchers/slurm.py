@@ -116,7 +116,7 @@ def _on_host(host: str, argv: Sequence[str]) -> list[str]:
 def check_srun() -> None:
     """Raise BadInput if this machine has no srun."""
     if shutil.which("srun") is None:
-        raise BadInput("--launcher slurm: there is no srun here; load Slurm's commands, or use --launcher local")
+        raise BadInput("Slurm: there is no srun here; load Slurm's commands, or use --launcher local")
 
 
 def address_of(host: str) -> str:
