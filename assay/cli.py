@@ -3,15 +3,22 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from assay import __version__
 from assay.errors import RUN_FAILED_EXIT, SENTENCE_MARK, AssayError, BadInput
-
-if TYPE_CHECKING:
-    pass
+from assay.launch_flags import (
+    HostfileOption,
+    LauncherOption,
+    NodesOption,
+    OneJobOption,
+    PerNodeOption,
+    SbatchOption,
+    SpawnOption,
+    launch_settings,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,24 +40,6 @@ Overrides = Annotated[
         "-o", "--option", metavar="KEY=VALUE", help="change an option of all cases, or of one: case.option=value"
     ),
 ]
-LauncherOption = Annotated[
-    str | None, typer.Option(help="what starts the ranks: local, slurm or mpi [the suite's own, local without]")
-]
-NodesOption = Annotated[int | None, typer.Option("-N", "--nodes", help="number of hosts")]
-PerNodeOption = Annotated[
-    int | None, typer.Option("-n", "--per-node", help="ranks on each host, one for each of its accelerators")
-]
-SpawnOption = Annotated[
-    str | None, typer.Option(help="Slurm: torchrun (one a host) or srun (every rank is a task) [torchrun]")
-]
-OneJobOption = Annotated[
-    bool, typer.Option("--one-job", help="Slurm: the whole suite in one allocation instead of a job for every case")
-]
-SbatchOption = Annotated[
-    list[str] | None,
-    typer.Option(metavar="OPTION", help="Slurm: an option of the jobs, such as --sbatch=--partition=gpu [--exclusive]"),
-]
-HostfileOption = Annotated[Path | None, typer.Option(help="MPI: the file that names the hosts, one a line")]
 ProfileOption = Annotated[str | None, typer.Option(help="scoring profile: a shipped name or a file")]
 BaselineOption = Annotated[str | None, typer.Option(help="baseline: a shipped name or a file")]
 
@@ -99,7 +88,7 @@ def run(
 
     if (suite is None) == (resume is None):
         raise BadInput("give a suite, or --resume with a run folder; not both")
-    given = _launch(launcher, nodes, per_node, spawn, one_job, sbatch, hostfile, preflight)
+    given = launch_settings(launcher, nodes, per_node, spawn, one_job, sbatch, hostfile, preflight)
     if resume is not None and (option or given or folder):
         raise BadInput("a run that has begun is finished as it began: --resume takes no such option; start a new one")
     if suite is not None and case:
@@ -144,7 +133,7 @@ def preflight(
     from assay.preflight.launching import preflight as look
     from assay.suite_format import Launch
 
-    given = _launch(launcher, nodes, per_node, None, False, None, hostfile, False)
+    given = launch_settings(launcher, nodes, per_node, None, False, None, hostfile, False)
     keys = Launch.model_validate(launch_keys({"per_node": per_node or 1}, given, os.environ))
     chosen = choose_launcher(keys, os.environ)
     wanted = nodes or max(1, len(chosen.hosts))
@@ -173,7 +162,7 @@ def plan(
     from assay.undertaking import read_suite
 
     loaded = read_suite(
-        suite, option or [], _launch(launcher, nodes, per_node, spawn, one_job, sbatch, hostfile, False)
+        suite, option or [], launch_settings(launcher, nodes, per_node, spawn, one_job, sbatch, hostfile, False)
     )
     for item in plan_cases(loaded, Path("runs/RUN")):
         case = item.case
@@ -316,31 +305,6 @@ def env() -> None:
         "devices": describe_devices(),
     }
     print(json.dumps(document, indent=2, ensure_ascii=False))
-
-
-def _launch(
-    launcher: str | None,
-    nodes: int | None,
-    per_node: int | None,
-    spawn: str | None,
-    one_job: bool,
-    sbatch: list[str] | None,
-    hostfile: Path | None,
-    preflight: bool,
-) -> dict[str, object]:
-    """The keys of a suite that the command line gives. Raises BadInput for a word that is none of those known."""
-    from assay.options.base import nearest
-
-    for flag, word, known in (
-        ("launcher", launcher, ["local", "slurm", "mpi"]),
-        ("spawn", spawn, ["torchrun", "srun"]),
-    ):
-        if word is not None and word not in known:
-            raise BadInput(f"--{flag} {word}: unknown{nearest(word, known)}")
-    given: dict[str, object] = {"launcher": launcher, "nodes": nodes, "per_node": per_node, "spawn": spawn}
-    given |= {"jobs": "suite" if one_job else None, "sbatch": sbatch or None, "preflight": preflight or None}
-    given["hostfile"] = str(hostfile.resolve()) if hostfile else None
-    return {key: value for key, value in given.items() if value is not None}
 
 
 def main() -> NoReturn:

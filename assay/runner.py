@@ -3,7 +3,7 @@
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,13 +15,14 @@ from assay.errors import BadInput, RunFailed
 from assay.launchers.choice import choose_launcher, launcher_on_paper
 from assay.launchers.job_state import NoAnswer, ask
 from assay.launchers.ports import check_port
-from assay.launchers.protocol import Command, Job, Launcher, Outcome
+from assay.launchers.protocol import Command, Job, Launcher
 from assay.options.base import command_line
+from assay.outcomes import judge
 from assay.progress import parse_progress
-from assay.record import read_header
 from assay.rundir import RUNNER, IsGone, RunDir, Status, write_document
 from assay.scripts import script_path
 from assay.suite import Case, Suite, build_suite, layout_of
+from assay.time_left import TimeLeft
 
 
 class Watcher(Protocol):
@@ -166,7 +167,7 @@ def run_cases(
             have = max(1, len(launcher.hosts))
             if nodes > have:
                 raise BadInput(f"case {case.name!r}: needs {nodes} hosts, but there are {have} here; ask for more")
-        clock = _TimeLeft(suite)
+        clock = TimeLeft(suite)
         passed = True
         fresh = fresh or not _all_kept(run, suite, checkup)
         for number, case in enumerate(suite.cases, 1):
@@ -223,7 +224,7 @@ def _run_case(
     launcher: Launcher,
     attempt: Path,
     watcher: Watcher,
-    clock: "_TimeLeft",
+    clock: TimeLeft,
 ) -> Status:
     job = _job(suite, case, attempt)
     try:
@@ -250,7 +251,7 @@ def _run_case(
 
     try:
         outcome = launcher.submit(command, job, run.lock_fd, on_line).watch(case.time_limit)
-        status = _judge(case, attempt, outcome, launcher.collect(job))
+        status = judge(case, attempt, outcome, launcher.collect(job))
     except KeyboardInterrupt as interruption:
         seconds = time.monotonic() - begun
         whom = " ".join(map(str, interruption.args)) or "the user"
@@ -263,74 +264,3 @@ def _run_case(
         status = Status("failed", "records", None, time.monotonic() - begun, str(error), "make room and resume the run")
     run.write_status(attempt, status)
     return status
-
-
-def _judge(case: Case, attempt: Path, outcome: Outcome, undelivered: Sequence[str]) -> Status:
-    log = attempt / "stderr.log"
-    if outcome.timed_out:
-        found = outcome.diagnosis
-        told = f"; {found.sentence}" if found else ""
-        stacks = f"; where each rank was: {outcome.stacks[0].parent}/stacks-rank-*.txt" if outcome.stacks else ""
-        return Status(
-            "timeout",
-            "run",
-            outcome.exit_code,
-            outcome.seconds,
-            f"not done within its time limit of {case.time_limit:g} s{told}{stacks}",
-            "raise time_limit, or let the case do less"
-            if found and found.moving
-            else "look at the stacks for the rank that others wait for, or raise time_limit",
-        )
-    if outcome.exit_code != 0:
-        reason = outcome.sentence or f"exit code {outcome.exit_code} without an error sentence"
-        return Status("failed", "run", outcome.exit_code, outcome.seconds, reason, f"see {log}")
-    missing = missing_records(case, attempt)
-    if missing:
-        missing = "; ".join([missing, *undelivered])
-        advice = "the script must run in every rank and write its records to --out"
-        return Status("failed", "records", 0, outcome.seconds, missing, advice)
-    return Status("passed", "run", 0, outcome.seconds)
-
-
-def missing_records(case: Case, attempt: Path) -> str | None:
-    """What is wrong with the records of a case that ended well: ranks without a file or without a header."""
-    bad = []
-    for rank in range(case.world):
-        path = attempt / f"rank-{rank:05d}.jsonl"
-        if not path.exists() or not _starts_with_header(path):
-            bad.append(rank)
-    if not bad:
-        return None
-    names = ", ".join(map(str, bad[:8])) + (", …" if len(bad) > 8 else "")
-    return f"no records from {len(bad)} of {case.world} ranks: {names}"
-
-
-def _starts_with_header(path: Path) -> bool:
-    try:
-        return read_header(path) is not None
-    except OSError:
-        return False
-
-
-class _TimeLeft:
-    """What remains of a run. A case that moves tells its own rest; other cases are judged by those that ended."""
-
-    def __init__(self, suite: Suite) -> None:
-        self._waiting = {case.name: case for case in suite.cases}
-        self._ended: list[float] = []
-        self._first: dict[str, tuple[float, float]] = {}
-
-    def ended(self, case: Case, seconds: float) -> None:
-        del self._waiting[case.name]
-        if seconds:
-            self._ended.append(seconds)
-
-    def left(self, case: Case, seconds: float, share: float) -> float | None:
-        # From the first sign of progress on: starting up takes long and says nothing about the pace.
-        first_seconds, first_share = self._first.setdefault(case.name, (seconds, share))
-        if share <= first_share:
-            return None
-        rest = (seconds - first_seconds) / (share - first_share) * (1 - share)
-        typical = (sum(self._ended) + seconds + rest) / (len(self._ended) + 1)
-        others = sum(min(typical, other.time_limit) for name, other in self._waiting.items() if name != case.name)
-        return rest + others

@@ -23,8 +23,8 @@ FLOORS: list[set[str]] = [
     {"limits", "collectives", "transports"},
     {"training"},
     {"scoring", "report"},
-    {"doctor", "preflight", "ceiling_cache", "importers", "runner", "jobs", "undertaking", "results", "catalogue", "console"},
-    {"cli", "__main__"},
+    {"doctor", "preflight", "ceiling_cache", "importers", "runner", "outcomes", "time_left", "jobs", "undertaking", "results", "catalogue", "console"},
+    {"cli", "launch_flags", "__main__"},
 ]  # fmt: skip
 TORCH_FREE = [
     "scoring", "report", "options", "suite", "rundir", "sensors", "doctor.checkup", "ceiling_cache", "preflight.command", "preflight.launching", "importers.folder", "runner", "jobs", "launchers.choice", "results", "catalogue", "console", "cli",
