@@ -14,15 +14,16 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from assay import machine
-from assay.doctor.checkup import Checkup
 from assay.errors import BadInput, RunFailed
 from assay.rundir import read_document, write_document
-from assay.scoring.sensors import doubts, read_sensors
 from assay.suite import Case
 from assay.units import format_duration
+
+if TYPE_CHECKING:
+    from assay.doctor.checkup import Checkup
 
 ENTRY = "entry.json"
 FORGOTTEN = 30 * 86400.0  # s after which an entry that nothing asked for is removed, whatever it is of
@@ -56,7 +57,7 @@ def cache_folder(env: Mapping[str, str]) -> Path | None:
         return None
 
 
-def identity(case: Case, env: Mapping[str, str], checkup: Checkup | None) -> dict[str, Any]:
+def identity(case: Case, env: Mapping[str, str], checkup: "Checkup | None") -> dict[str, Any]:
     """All that must agree for a figure of then to be a figure of now. To be taken before the case is launched."""
     about = machine.host()
     found = checkup.findings if checkup else ()
@@ -115,7 +116,7 @@ def copy_to(entry: Entry, attempt: Path) -> bool:
 
 
 def keep(
-    case: Case, wanted: Mapping[str, Any], attempt: Path, env: Mapping[str, str], checkup: Checkup | None
+    case: Case, wanted: Mapping[str, Any], attempt: Path, env: Mapping[str, str], checkup: "Checkup | None"
 ) -> str | None:
     """Keep the records of an attempt that passed; a sentence if they are not to be used again, and why."""
     parent = cache_folder(env)
@@ -130,9 +131,11 @@ def keep(
     return f"measured anew in the next run too: {reason}" if reason else None
 
 
-def _unfit(attempt: Path, checkup: Checkup | None) -> str | None:
+def _unfit(attempt: Path, checkup: "Checkup | None") -> str | None:
     if checkup is not None and checkup.verdict == "unfit":
         return "the machine was unfit to be measured"
+    from assay.scoring.sensors import doubts, read_sensors
+
     return next((f"{subject} {message}" for _, subject, message in doubts(read_sensors(attempt))), None)
 
 

@@ -6,11 +6,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from assay import ceiling_cache, machine
-from assay.doctor import checkup as doctor
-from assay.doctor.checkup import Checkup
 from assay.errors import BadInput, RunFailed
 from assay.launchers.choice import choose_launcher, launcher_on_paper
 from assay.launchers.job_state import NoAnswer, ask
@@ -23,6 +21,9 @@ from assay.rundir import RUNNER, IsGone, RunDir, Status, write_document
 from assay.scripts import script_path
 from assay.suite import Case, Suite, build_suite, layout_of
 from assay.time_left import TimeLeft
+
+if TYPE_CHECKING:
+    from assay.doctor.checkup import Checkup
 
 
 class Watcher(Protocol):
@@ -125,7 +126,7 @@ def owner_is_gone(owner: Mapping[str, Any]) -> bool:
     return state is None or state.ended
 
 
-def examine(run: RunDir, suite: Suite) -> Checkup | None:
+def examine(run: RunDir, suite: Suite) -> "Checkup | None":
     """Whether the machine is fit to be measured; kept in the run folder. None if the suite does not want to know, or if
     every case has passed before.
 
@@ -136,6 +137,8 @@ def examine(run: RunDir, suite: Suite) -> Checkup | None:
     if inside or not suite.file.doctor or all(run.case(case.name).passed() for case in suite.cases):
         return None
     devices = {case.options.device for case in suite.cases}
+    from assay.doctor import checkup as doctor
+
     try:
         checkup = doctor.examine(run.path, devices.pop() if len(devices) == 1 else "auto")
     except BadInput:
@@ -149,7 +152,7 @@ def run_cases(
     suite: Suite,
     watcher: Watcher,
     *,
-    checkup: Checkup | None = None,
+    checkup: "Checkup | None" = None,
     fresh: bool = False,
 ) -> bool:
     """Run every case that has not passed, on the hosts that this process has; whether all have passed in the end.
@@ -195,7 +198,7 @@ def run_cases(
         run.unlock()
 
 
-def _all_kept(run: RunDir, suite: Suite, checkup: Checkup | None) -> bool:
+def _all_kept(run: RunDir, suite: Suite, checkup: "Checkup | None") -> bool:
     """Whether every ceiling that is still wanted was measured lately: ceilings of several times do not go together."""
     wanted = [case for case in suite.cases if case.reuse_within and run.case(case.name).passed() is None]
     env = os.environ

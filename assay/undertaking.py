@@ -1,4 +1,7 @@
-"""What `assay run` does with a suite: take it up, new or begun before, and see it through, here or as jobs of Slurm's."""
+"""What `assay run` does with a suite: take it up, new or begun before, and see it through, here or as jobs of Slurm's.
+
+A batch job waits for these imports before its first rank starts: what not every run needs is imported where it is used.
+"""
 
 import os
 import signal
@@ -11,18 +14,14 @@ from types import FrameType
 
 from rich.console import Console
 
-from assay.catalogue import find_suite
 from assay.console import ConsoleWatcher
 from assay.errors import INTERRUPTED_EXIT, BadInput
-from assay.jobs import check_jobs, run_jobs
 from assay.launchers.choice import choose_launcher, launch_keys, runs_in_jobs
 from assay.launchers.sbatch import check_here
 from assay.options import SCRIPTS
 from assay.options.base import nearest
-from assay.preflight.launching import look_at_hosts
 from assay.rundir import RUNNER, WATCHER, RunDir
 from assay.runner import create_run, examine, new_run_path, owner_is_gone, resume_run, run_cases
-from assay.scoring.baseline import load_profile
 from assay.suite import Suite, build_suite, load_suite
 
 
@@ -59,11 +58,15 @@ class Undertaking:
             if checkup is not None:
                 console.print(f"{checkup.sentence} More: assay doctor", markup=False, highlight=False)
             if self.suite.file.preflight:
+                from assay.preflight.launching import look_at_hosts
+
                 look_at_hosts(launcher, self.suite, folder.path)
             with ConsoleWatcher(console) as watcher:
                 return run_cases(folder, self.suite, watcher, checkup=checkup, fresh=fresh)
 
     def _as_jobs(self) -> bool:
+        from assay.jobs import check_jobs, run_jobs
+
         if self.begun:
             check_here()
             folder = RunDir.open(self.path)
@@ -104,6 +107,9 @@ def read_suite(name: str, option: Sequence[str], given: Mapping[str, object]) ->
 
     A script such as comms/bench is a suite of one case, on all ranks. Raises BadInput.
     """
+    from assay.catalogue import find_suite
+    from assay.scoring.baseline import load_profile
+
     overrides = {}
     for text in option:
         key, equals, value = text.partition("=")
