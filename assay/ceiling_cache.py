@@ -29,6 +29,8 @@ ENTRY = "entry.json"
 FORGOTTEN = 30 * 86400.0  # s after which an entry that nothing asked for is removed, whatever it is of
 # Variables that name a job or a meeting point, and change no ceiling.
 _NAMES_ONLY = ("SLURM_", "MASTER_", "TORCHELASTIC_", "ASSAY_")
+# These say in which container ranks run.
+_PLACES = ("ASSAY_NODE_PREFIX", "ASSAY_NODE_PYTHON", "ASSAY_SRUN_OPTIONS")
 # What the doctor finds that may differ from run to run and changes what the machine can do.
 _CIRCUMSTANCES = ("frequency governor", "boost", "CPU quota", "memory limit", "huge pages", "NUMA", "threads")
 
@@ -69,7 +71,9 @@ def identity(case: Case, env: Mapping[str, str], checkup: "Checkup | None") -> d
         "accelerators": machine.accelerators(),
         "sources": machine.source_digest(),
         "software": machine.software(),
-        "environment": {k: v for k, v in machine.environment(env).items() if not k.startswith(_NAMES_ONLY)},
+        "environment": {
+            k: v for k, v in machine.environment(env).items() if k in _PLACES or not k.startswith(_NAMES_ONLY)
+        },
         "circumstances": {one.check: one.found for one in found if one.check in _CIRCUMSTANCES},
     }
 

@@ -104,8 +104,10 @@ def run(
 def cancel_run(path: RunArgument) -> None:
     """End the Slurm jobs of a run; what they have measured is kept."""
     from assay.jobs import cancel_jobs
+    from assay.launchers.sbatch import check_here
     from assay.runner import resume_run
 
+    check_here()
     folder, suite = resume_run(path)
     ended = cancel_jobs(folder, suite)
     print(f"cancelled: {', '.join(ended)}" if ended else "no job of this run is queued or running")

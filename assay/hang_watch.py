@@ -32,9 +32,9 @@ from assay.beacon import (
     read_beacons,
 )
 from assay.errors import RUN_FAILED_EXIT, SENTENCE_MARK, BadInput, RunFailed
+from assay.stack_signal import STACK_SIGNAL
 from assay.world import World
 
-STACK_SIGNAL = signal.SIGUSR2  # asks a rank for the stacks of all its threads; SIGUSR1 is Slurm's usual warning
 STACK_SECONDS = 3.0  # how long ranks that hang may take to write their stacks
 SETTLE_SECONDS = 2.0  # from noticing to speaking: others notice a little later, and the lowest of them is to speak
 TOLD_SECONDS = 10.0  # longest wait for whoever has taken it upon itself to speak

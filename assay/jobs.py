@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from assay import machine
-from assay.errors import BadInput
+from assay.errors import BadInput, RunFailed
 from assay.launchers import sbatch
 from assay.launchers.following import LONGEST_SECONDS, SHORTEST_SECONDS, Followed, look_at, pause_after
 from assay.launchers.job_state import PASSING, NoAnswer, ask, cancel
@@ -20,6 +20,8 @@ from assay.suite import Case, Suite, layout_of
 
 MOST_QUEUED = 20  # jobs of a run in the queue at once; sites limit how many a user may have
 START_SECONDS = 300.0  # of a job, for what comes before and between its cases
+CANCELLED = "cancelled"  # a file that says so
+SEEN_SECONDS = 60.0  # in which a network file system shows what another host has written
 GROUP = "suite"  # name of the job that holds all cases
 
 
@@ -49,6 +51,10 @@ def _batch_job(suite: Suite, name: str, cases: Sequence[Case], run_path: Path) -
 
 def check_jobs(suite: Suite, run_path: Path) -> None:
     """Raise BadInput if Slurm would not take the largest of the jobs, before anything is written."""
+    if "\\" in str(run_path.resolve()) or "\n" in str(run_path.resolve()):
+        raise BadInput(
+            f"{run_path}: sbatch cannot write into a folder with a backslash or a new line; give another --out"
+        )
     sbatch.check_sbatch(sbatch.render(max((group.job for group in groups(suite, run_path)), key=lambda job: job.nodes)))
 
 
@@ -67,11 +73,24 @@ def run_jobs(run: RunDir, suite: Suite, say: Callable[[str], None]) -> bool:
                 say(f"{group.job.name}: is job {known} already")
                 followed.append((group, _follow(group, known, say)))
                 waiting.remove(group)
+        mark, refused = run.path / "jobs" / CANCELLED, ""
+        mark.unlink(missing_ok=True)
         pause = SHORTEST_SECONDS
         while waiting or followed:
+            if mark.exists():
+                waiting.clear()
             while waiting and len(followed) < MOST_QUEUED:
+                try:
+                    # Behind all of them: one that is cancelled must not let two begin at once.
+                    job = _submit(run, waiting[0], [one.job for _, one in followed])
+                except RunFailed as error:
+                    if not followed:
+                        raise
+                    if str(error) != refused:
+                        say(f"{error}; trying again when a job has ended")
+                    refused = str(error)
+                    break
                 group = waiting.pop(0)
-                job = _submit(run, group, followed[-1][1].job if followed else None)
                 say(f"{group.job.name}: submitted as job {job}, {group.job.file}")
                 followed.append((group, _follow(group, job, say)))
             pause = pause_after(look_at([one for _, one in followed], say), pause)
@@ -92,8 +111,11 @@ def _follow(group: Group, job: str, say: Callable[[str], None]) -> Followed:
 
 def cancel_jobs(run: RunDir, suite: Suite) -> list[str]:
     """End the jobs of a run that are queued or running; their ids. Raises NoAnswer if Slurm refuses."""
+    mark = run.path / "jobs" / CANCELLED
+    if mark.parent.is_dir():
+        mark.touch()  # a watcher that lives submits no more
     ended = [job for group in groups(suite, run.path) if (job := _under_way(group)) is not None]
-    for job in ended:
+    for job in reversed(ended):  # the end of one lets the next begin
         cancel(job)
     return ended
 
@@ -129,7 +151,7 @@ def _under_way(group: Group) -> str | None:
     return job if state is not None and not (state.ended and state.state not in PASSING) else None
 
 
-def _submit(run: RunDir, group: Group, after: str | None) -> str:
+def _submit(run: RunDir, group: Group, after: Sequence[str]) -> str:
     job = sbatch.write_and_submit(group.job, after)
     # How many attempts there were tells later whether this job has made one.
     attempts = {case.name: len(run.case(case.name).attempts()) for case in group.cases}
@@ -151,17 +173,22 @@ def _close(folder: CaseDir, earlier: int, run: RunDir, group: Group, job: Follow
 
     earlier: its attempts before the job.
     """
-    attempts = folder.attempts()[earlier:]
-    status = folder.status(attempts[-1]) if attempts else None
-    if folder.passed() is not None or (status is not None and status.phase != "interrupted"):
-        return
-    attempt = attempts[-1] if attempts else folder.new_attempt()
     state = job.state
+    deadline = time.monotonic() + (SEEN_SECONDS if state is not None and state.state == "COMPLETED" else 0.0)
+    while True:
+        attempts = folder.attempts()[earlier:]
+        status = folder.status(attempts[-1]) if attempts else None
+        if folder.passed() is not None or (status is not None and status.phase != "interrupted"):
+            return
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(1.0)
+    attempt = attempts[-1] if attempts else folder.new_attempt()
     why = f"Slurm job {job.job} is gone: squeue has forgotten it, and sacct does not know it"
     if state is not None:
         why = state.sentence.replace(" is ", " ended as ", 1)
     when = "" if attempts else " before the case began"
     seconds = status.seconds if status is not None else 0.0
     advice = f"see {group.job.output(job.job)}, then: assay run --resume {run.path}"
-    kind: State = "timeout" if state is not None and state.state == "TIMEOUT" else "failed"
+    kind: State = "timeout" if attempts and state is not None and state.state == "TIMEOUT" else "failed"
     run.write_status(attempt, Status(kind, "job", None, seconds, why + when, advice))

@@ -10,9 +10,9 @@ from assay.errors import BadInput
 LauncherOption = Annotated[
     str | None, typer.Option(help="what starts the ranks: local, slurm or mpi [the suite's own, local without]")
 ]
-NodesOption = Annotated[int | None, typer.Option("-N", "--nodes", help="number of hosts")]
+NodesOption = Annotated[int | None, typer.Option("-N", "--nodes", min=1, help="number of hosts")]
 PerNodeOption = Annotated[
-    int | None, typer.Option("-n", "--per-node", help="ranks on each host, one for each of its accelerators")
+    int | None, typer.Option("-n", "--per-node", min=1, help="ranks on each host, one for each of its accelerators")
 ]
 SpawnOption = Annotated[
     str | None, typer.Option(help="Slurm: torchrun (one a host) or srun (every rank is a task) [torchrun]")

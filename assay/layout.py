@@ -1,6 +1,7 @@
 """How ranks lie on hosts, and which of a launcher's names mean what. Pure functions."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from assay.errors import BadInput
@@ -66,6 +67,25 @@ def expand_hosts(text: str) -> list[str]:
             names = [f"{name}{plain}{number}" for name in names for number in numbers]
         hosts += names
     return hosts
+
+
+def fold_hosts(hosts: Sequence[str]) -> str:
+    """The node list that `expand_hosts` makes these hosts of, with neighbouring numbers as ranges: n08, n09 → n[08-09]."""
+    parts: list[str] = []
+    first, last, stem = "", "", ""
+    for host in hosts:
+        match = re.fullmatch(r"(.*?)(\d{1,9})", host, re.ASCII)
+        name, number = (match[1], match[2]) if match else (host, "")
+        follows = number and name == stem and last and int(number) == int(last) + 1 and len(number) == len(last)
+        if not follows:
+            parts += [_folded(stem, first, last)] if first or stem else []
+            stem, first = name, number
+        last = number
+    return ",".join([*parts, *([_folded(stem, first, last)] if first or stem else [])])
+
+
+def _folded(stem: str, first: str, last: str) -> str:
+    return f"{stem}[{first}-{last}]" if first != last else f"{stem}{first}"
 
 
 def _range_numbers(ranges: str, text: str) -> list[str]:

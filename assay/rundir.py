@@ -27,6 +27,7 @@ from assay.errors import BadInput, RunFailed
 SCHEMA = "assay-run/1"
 RUNNER = "runner.lock"
 WATCHER = "watcher.lock"  # who submits jobs and watches them; the runner is then inside the job
+LEASE_SECONDS = 150.0  # how long a file server may keep the lock of a host that lost its power; NFS 4 says 90
 ORPHAN_SECONDS = 20.0  # how long the ranks of a killed runner may take to be gone
 
 IsGone = Callable[[Mapping[str, Any]], bool]
@@ -160,7 +161,11 @@ class RunDir:
         try:
             path.mkdir(parents=True)
         except FileExistsError:
-            if is_gone is None or any(one.suffix not in (".lock", ".tmp") for one in path.iterdir()):
+            if (
+                is_gone is None
+                or not path.is_dir()
+                or any(one.suffix not in (".lock", ".tmp") for one in path.iterdir())
+            ):
                 raise BadInput(
                     f"{path}: exists already; resume it with --resume {path} or give another --out"
                 ) from None
@@ -228,14 +233,18 @@ class RunDir:
         self._lock_fd = fd
 
     def _own(self, fd: int, path: Path, is_gone: IsGone) -> None:
-        deadline = time.monotonic() + ORPHAN_SECONDS
+        begun = time.monotonic()
+        deadline = begun + ORPHAN_SECONDS
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 owner = _owner(fd)
-                if owner is None or _lives(owner, is_gone) or time.monotonic() > deadline:
+                lives = owner is None or _lives(owner, is_gone)
+                if not lives and owner is not None and owner.get("host") != platform.node():
+                    deadline = begun + LEASE_SECONDS
+                if lives or time.monotonic() > deadline:
                     raise BadInput(
                         f"{self.path}: another runner owns this folder ({_describe(owner)}); "
                         "wait for it, or end it and run again"

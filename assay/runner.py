@@ -182,7 +182,8 @@ def run_cases(
             write_document(folder.path / "case.json", case.document())
             attempt = folder.new_attempt()
             watcher.case_starts(case, number, len(suite.cases), len(folder.attempts()))
-            identity = ceiling_cache.identity(case, os.environ, checkup) if case.reuse_within else {}
+            case = case if _is_here(case, suite, launcher) else replace(case, reuse_within=0.0)
+            identity = _identity(case, suite, checkup) if case.reuse_within else {}
             status = None if fresh else _reuse(run, case, attempt, identity)
             if status is None:
                 status = _run_case(run, suite, case, launcher, attempt, watcher, clock)
@@ -201,8 +202,18 @@ def run_cases(
 def _all_kept(run: RunDir, suite: Suite, checkup: "Checkup | None") -> bool:
     """Whether every ceiling that is still wanted was measured lately: ceilings of several times do not go together."""
     wanted = [case for case in suite.cases if case.reuse_within and run.case(case.name).passed() is None]
-    env = os.environ
-    return all(ceiling_cache.recall(case, ceiling_cache.identity(case, env, checkup), env) for case in wanted)
+    return all(ceiling_cache.recall(case, _identity(case, suite, checkup), os.environ) for case in wanted)
+
+
+def _identity(case: Case, suite: Suite, checkup: "Checkup | None") -> dict[str, Any]:
+    launched = {"launcher": suite.file.launcher, "spawn": suite.file.spawn}
+    return {**ceiling_cache.identity(case, os.environ, checkup), **launched}
+
+
+def _is_here(case: Case, suite: Suite, launcher: Launcher) -> bool:
+    """Whether a case's ranks are on this host alone: only of this host is it known that it is the same one again."""
+    names = {name.partition(".")[0] for name in launcher.hosts[:1]}
+    return layout_of(case, suite.file).nodes == 1 and names <= {platform.node().partition(".")[0]}
 
 
 def _passed(status: Status) -> bool:
@@ -238,6 +249,8 @@ def _run_case(
         return status
     # Each attempt says by what it was made: a resumed run may have met other code or another host.
     provenance = {"revision": machine.code()["revision"], "host": platform.node(), "software": machine.software()}
+    if suite.file.launcher == "slurm":  # the run may have been begun on a login node
+        provenance["machine"] = machine.host()
     write_document(
         attempt / "command.json",
         {"argv": command.argv, "env": command.env, "world": case.world, "provenance": provenance},

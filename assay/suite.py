@@ -303,6 +303,6 @@ def _limit_cases(file: SuiteFile, cases: list[Case]) -> list[Case]:
         )
         name = f"limits-{world}" + (f"-{_slug(device)}-{_slug(backend)}" if several else "")
         case = Case(name, LIMITS_SCRIPT, world, file.time_limit, options)
-        # What was measured on other hosts is no ceiling of these; only of one host is it known which it was.
+        # Which hosts several were is not known to be the same next time.
         made.append(replace(case, reuse_within=file.limits_max_age) if layout_of(case, file).nodes == 1 else case)
     return made

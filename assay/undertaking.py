@@ -17,12 +17,14 @@ from rich.console import Console
 from assay.console import ConsoleWatcher
 from assay.errors import INTERRUPTED_EXIT, BadInput
 from assay.launchers.choice import choose_launcher, launch_keys, runs_in_jobs
+from assay.launchers.protocol import Launcher
 from assay.launchers.sbatch import check_here
 from assay.options import SCRIPTS
 from assay.options.base import nearest
 from assay.rundir import RUNNER, WATCHER, RunDir
 from assay.runner import create_run, examine, new_run_path, owner_is_gone, resume_run, run_cases
 from assay.suite import Suite, build_suite, load_suite
+from assay.suite_format import Launch
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,12 @@ class Undertaking:
             folder = create_run(self.suite, self.path, is_gone=owner_is_gone if self.may_exist else None)
         # Schedulers end a job with SIGTERM: the folder is left in as true a state as by Ctrl-C.
         signal.signal(signal.SIGTERM, _terminated)
+        try:
+            return self._measure(folder, launcher, fresh)
+        finally:
+            folder.unlock()
+
+    def _measure(self, folder: RunDir, launcher: Launcher, fresh: bool) -> bool:
         console = _announce(folder)
         with _told(f"interrupted; what was measured is kept, go on with: assay run --resume {folder.path}"):
             if self.suite.file.doctor:
@@ -140,6 +148,10 @@ def begin(suite: Suite, out: Path, folder: Path | None) -> Undertaking:
     _, there = resume_run(folder)
     if [case.document() for case in there.cases] != [case.document() for case in suite.cases]:
         raise BadInput(f"--folder {folder}: holds a run of another suite, or with other options; give another folder")
+    for key in Launch.model_fields:
+        began, asked = getattr(there.file, key), getattr(suite.file, key)
+        if key != "nodes" and began != asked:  # hosts may be others each time; what runs on them may not
+            raise BadInput(f"--folder {folder}: its run began with {key} {began}, not {asked}; give another folder")
     return Undertaking(suite, folder, begun=True)
 
 
@@ -151,4 +163,6 @@ def go_on(path: Path, names: Sequence[str]) -> Undertaking:
         if name not in known:
             raise BadInput(f"--case {name}: {path} has no such case{nearest(name, known)}")
     chosen = [case for case in suite.cases if case.name in names] if names else suite.cases
-    return Undertaking(replace(suite, cases=chosen), path, begun=True)
+    # The job of a whole suite is not the job of these.
+    file = suite.file.model_copy(update={"jobs": "case"}) if names else suite.file
+    return Undertaking(replace(suite, cases=chosen, file=file), path, begun=True)

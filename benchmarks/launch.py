@@ -179,8 +179,10 @@ def report(shape: str, taken: dict[str, list[dict[str, float]]]) -> None:
     for kind, values in totals.items():
         print(f"{kind:16}to the first step: {' '.join(f'{value:.2f}' for value in values)} s")
     for kind in list(taken)[1:]:
-        more = [ours - theirs for theirs, ours in zip(totals[BY_HAND], totals[kind], strict=True)]
-        print(f"{kind} − {BY_HAND}: {verdict(more)}", flush=True)
+        for stage in ("torchrun", "first step"):
+            pairs = zip(taken[BY_HAND], taken[kind], strict=True)
+            more = [ours[stage] - theirs[stage] for theirs, ours in pairs]
+            print(f"{kind} − {BY_HAND}, to the {stage}: {verdict(more)}", flush=True)
 
 
 def verdict(differences: list[float]) -> str:

@@ -1,12 +1,12 @@
 """Which rendezvous of torchrun restarts cleanly when a rank dies: c10d or static, with a shared store or an own one.
 
     python -m benchmarks.rendezvous               # as root: two hosts as namespaces, one torchrun of 2 ranks on each
-    python -m benchmarks.rendezvous --trials 5
+    python -m benchmarks.rendezvous --trials 5    # 20 minutes on 2 cores
 
 Every trial starts the two torchruns anew with --max-restarts=3, waits until the ranks reduce over gloo, and kills the first
 rank of one host with SIGKILL. Clean: every host starts its ranks once more, and then they reduce again, all of them, for a
 while. Ranks meet by torch's own init_process_group, or as ours do, by assay.world, which keeps the keys of one attempt
-apart from those of another. The hosts are called node9 and node10: c10d numbers hosts by the order of their names as text.
+apart from those of another by torchrun's count of restarts. The hosts are called node9 and node10: c10d numbers hosts by the order of their names as text.
 """
 
 import argparse
@@ -15,9 +15,11 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -34,6 +36,8 @@ PORT = 29500
 PERIOD = 0.05  # s between two collectives
 SETTLED = 20  # collectives after which ranks count as running
 START_SECONDS, RESTART_SECONDS = 90.0, 60.0
+TURN_SECONDS = 15.0  # after the kill; a trial that takes longer waits for the most part, and lets the next one begin
+AT_ONCE = 6
 OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
@@ -54,11 +58,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """What a rank says when it has started (call 0) and after every collective. host: 0 or 1; moment: monotonic s."""
+    """What a rank says when it has started (call 0) and after every collective.
+
+    host: 0 or 1; attempt: the restarts that torchrun has counted; moment: monotonic s.
+    """
 
     host: int
     local_rank: int
     rank: int
+    attempt: int
     pid: int
     call: int
     moment: float
@@ -85,9 +93,10 @@ def be_rank(folder: Path, meet: str) -> None:
     import torch
     import torch.distributed as dist
 
-    local, rank = int(os.environ["LOCAL_RANK"]), int(os.environ["RANK"])
+    local = int(os.environ["LOCAL_RANK"])
+    about = f"{local} {os.environ['RANK']} {os.environ['TORCHELASTIC_RESTART_COUNT']} {os.getpid()}"
     with (folder / f"lines-{local}").open("a", buffering=1) as lines:
-        lines.write(f"{local} {rank} {os.getpid()} 0 {time.monotonic()}\n")
+        lines.write(f"{about} 0 {time.monotonic()}\n")
         if meet == "assay":
             from assay.device import open_device
             from assay.placement import placement
@@ -103,7 +112,7 @@ def be_rank(folder: Path, meet: str) -> None:
             if int(ones.item()) != WORLD:
                 raise SystemExit(f"{ones.item()} of {WORLD} ranks took part")
             call += 1
-            lines.write(f"{local} {rank} {os.getpid()} {call} {time.monotonic()}\n")
+            lines.write(f"{about} {call} {time.monotonic()}\n")
             time.sleep(PERIOD)
 
 
@@ -114,8 +123,9 @@ def read(folder: Path) -> list[Line]:
         for path in (folder / NAMES[host]).glob("lines-*"):
             for text in path.read_text().splitlines(keepends=True):
                 if text.endswith("\n"):
-                    local, rank, pid, call, moment = text.split()
-                    found.append(Line(host, int(local), int(rank), int(pid), int(call), float(moment)))
+                    *numbers, moment = text.split()
+                    local, rank, attempt, pid, call = map(int, numbers)
+                    found.append(Line(host, local, rank, attempt, pid, call, float(moment)))
     return sorted(found, key=lambda line: line.moment)
 
 
@@ -173,31 +183,47 @@ def start(hosts: "list[Host]", cell: Cell, folder: Path) -> "list[Entered]":
     return running
 
 
-def trial(cell: Cell, folder: Path) -> Trial:
-    """Start, kill, and see what becomes of it."""
+def trial(cell: Cell, folder: Path, turn: threading.Lock) -> Trial:
+    """Start, kill, and see what becomes of it. turn: held while this needs the machine's cores."""
     folder.mkdir(parents=True)
     with two_hosts(folder) as hosts:
-        running = start(hosts, cell, folder)
-        deadline = time.monotonic() + START_SECONDS
-        while not (before := read(folder)) or before[-1].call < SETTLED:
-            if time.monotonic() > deadline or any(one.poll() is not None for one in running):
-                raise SystemExit(f"the ranks did not start:\n{(folder / NAMES[0] / 'log').read_text()}")
-            time.sleep(0.1)
+        with turn:
+            running = start(hosts, cell, folder)
+            deadline = time.monotonic() + START_SECONDS
+            while not (before := read(folder)) or before[-1].call < SETTLED:
+                if time.monotonic() > deadline or any(one.poll() is not None for one in running):
+                    raise SystemExit(f"the ranks did not start:\n{(folder / NAMES[0] / 'log').read_text()}")
+                time.sleep(0.1)
+            pid = next(line.pid for line in before if (line.host, line.local_rank) == (cell.victim, 0))
+            killed = time.monotonic()
+            subprocess.run(hosts[cell.victim].inside(["kill", "-KILL", str(pid)]), check=True)
+            done = watch(folder, before, running, killed + TURN_SECONDS)
+        outcome, moment = done or watch(folder, before, running, killed + RESTART_SECONDS) or (hung(folder), None)
         first_rank_on = next(NAMES[line.host] for line in before if line.rank == 0)
-        pid = next(line.pid for line in before if (line.host, line.local_rank) == (cell.victim, 0))
-        killed = time.monotonic()
-        subprocess.run(hosts[cell.victim].inside(["kill", "-KILL", str(pid)]), check=True)
-        known = {(line.host, line.pid) for line in before}
-        while time.monotonic() < killed + RESTART_SECONDS:
-            time.sleep(0.1)
-            since = [line for line in read(folder) if (line.host, line.pid) not in known]
-            if done := restarted(since):
-                tries, moment = done
-                return Trial("clean" if tries == 1 else f"{tries} tries", moment - killed, first_rank_on)
-            # The other host cannot go on alone, though it may wait for long.
-            if any(one.poll() is not None for one in running):
-                return Trial("failed", None, first_rank_on)
-        return Trial("hung", None, first_rank_on)
+        return Trial(outcome, None if moment is None else moment - killed, first_rank_on)
+
+
+def watch(
+    folder: Path, before: list[Line], running: "Sequence[Entered]", until: float
+) -> tuple[str, float | None] | None:
+    """How it ended, and when ranks that lasted first reduced (monotonic s); None if that is not known by `until`."""
+    known = {(line.host, line.pid) for line in before}
+    while time.monotonic() < until:
+        time.sleep(0.1)
+        done = restarted([line for line in read(folder) if (line.host, line.pid) not in known])
+        if done is not None:
+            tries, moment = done
+            return "clean" if tries == 1 else f"{tries} tries", moment
+        # The other host cannot go on alone, though it may wait for long.
+        if any(one.poll() is not None for one in running):
+            return "failed", None
+    return None
+
+
+def hung(folder: Path) -> str:
+    """The word for a trial without an end, and whether the hosts' torchruns have counted differently."""
+    counts = {line.host: line.attempt for line in read(folder) if line.call == 0}
+    return "hung" if len(set(counts.values())) == 1 else "hung, counts differ"
 
 
 def restarted(since: list[Line]) -> tuple[int, float] | None:
@@ -215,18 +241,27 @@ def restarted(since: list[Line]) -> tuple[int, float] | None:
 
 def row(words: tuple[str, ...], outcomes: str, seconds: str, first_rank_on: str) -> str:
     """A line of the table."""
-    return "".join(f"{word:10}" for word in words) + f"{outcomes:28}{seconds:24}{first_rank_on}"
+    return "".join(f"{word:10}" for word in words) + f"{outcomes:36}{seconds:24}{first_rank_on}"
 
 
 def campaign(trials: int, folder: Path) -> None:
     """All cells by turns, so that none has the quiet part of the hour for itself; then the table."""
+    order = [(number, cell) for number in range(trials) for cell in (cells() if number % 2 else cells()[::-1])]
     taken: dict[Cell, list[Trial]] = {cell: [] for cell in cells()}
-    for number in range(trials):
-        for cell in cells() if number % 2 else cells()[::-1]:
-            done = trial(cell, folder / "-".join([str(number), *cell.words]))
-            seconds = "" if done.seconds is None else f" {done.seconds:.2f} s"
-            print(f"{number} {' '.join(cell.words)}: {done.outcome}{seconds}", flush=True)
-            taken[cell].append(done)
+    turn = threading.Lock()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        under_way = [
+            pool.submit(trial, cell, folder / "-".join([str(number), *cell.words]), turn) for number, cell in order
+        ]
+        try:
+            for (number, cell), future in zip(order, under_way, strict=True):
+                done = future.result()
+                seconds = "" if done.seconds is None else f" {done.seconds:.2f} s"
+                print(f"{number} {' '.join(cell.words)}: {done.outcome}{seconds}", flush=True)
+                taken[cell].append(done)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     print("\n" + row(("", "store", "meet by", "killed on"), "outcome", "kill to collective", "rank 0 began on"))
     for cell, found in taken.items():
         outcomes = ", ".join(f"{count} {word}" for word, count in Counter(one.outcome for one in found).most_common())
@@ -239,7 +274,7 @@ def campaign(trials: int, folder: Path) -> None:
 def main() -> None:
     """The campaign; with --rank-in, one rank of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=3, help="of each cell of the table [3]")
+    parser.add_argument("--trials", type=int, default=2, help="of each cell of the table [2]")
     parser.add_argument("--keep", type=Path, help="new folder for what ranks and torchruns write [thrown away]")
     parser.add_argument("--rank-in", type=Path, help="what a rank is started with")
     parser.add_argument("--meet", default="torch", help="what a rank is started with")

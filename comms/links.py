@@ -113,6 +113,8 @@ class Part:
 
     def prepare(self, turn: Turn, pair: Pair, transfer: Callable[[], object]) -> int:
         """A first transfer, of fresh data that are checked; how many to time, as the pair's first rank says."""
+        if turn.number == 0:
+            transfer()  # connects the pair, where that is done at the first call
         buffers = self.buffers(turn.size)
         buffers.received.fill_(self.setting.levels + 1)
         self.synchronize()

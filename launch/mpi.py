@@ -12,7 +12,7 @@ from pathlib import Path
 
 from assay.errors import AssayError, BadInput
 from assay.launchers import by_hand
-from assay.launchers.mpi import MpiLauncher, check_mpirun, read_hostfile
+from assay.launchers.mpi import MpiLauncher, check_mpirun, own_first, read_hostfile
 from assay.launchers.slurm import allocation
 
 
@@ -27,7 +27,7 @@ def main() -> None:
         hosts = read_hostfile(told.hostfile) if told.hostfile else given.hosts if given else ()
         if told.nodes > max(1, len(hosts)):
             raise BadInput(f"-N {told.nodes}: only {max(1, len(hosts))} hosts are known; name them with --hostfile")
-        launcher = MpiLauncher(hosts, told.hostfile)
+        launcher = MpiLauncher(own_first(hosts), told.hostfile)
         command = launcher.render(by_hand.job(told), launcher.meeting_port(told.port), by_hand.surroundings())
     except AssayError as error:
         by_hand.fail(error)

@@ -19,7 +19,7 @@ RUNNABLE = ("comms", "launch", "specs", "workloads")
 # Lowest first; a module may import its own row and those above it in this list.
 FLOORS: list[set[str]] = [
     {"errors", "units", "bandwidth", "presets", "progress", "record", "estimates", "roofline", "options", "suite", "suite_format", "machine", "device", "placement", "located", "throughput", "traffic", "arrival", "latency_model", "bench_tables", "overlap", "device_events", "links", "layout"},
-    {"rundir", "recorder", "clock", "channel", "clock_sync", "beacon", "hang_watch", "world", "scripts", "ranks", "launchers", "sensors"},
+    {"rundir", "recorder", "clock", "channel", "clock_sync", "beacon", "hang_watch", "stack_signal", "world", "scripts", "ranks", "launchers", "sensors"},
     {"limits", "collectives", "transports"},
     {"training"},
     {"scoring", "report"},

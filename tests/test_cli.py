@@ -45,6 +45,22 @@ def without_out(command: str) -> str:
     return re.sub(r" --out=\S+", "", command)
 
 
+def test_a_folder_is_finished_only_as_it_began(tiny_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    for flags, said in (
+        (("--launcher", "mpi"), f"--folder {run}: its run began with launcher local, not mpi; give another folder"),
+        (("-n", "2"), f"--folder {run}: its run began with per_node None, not 2; give another folder"),
+        (("--preflight",), f"--folder {run}: its run began with preflight False, not True; give another folder"),
+    ):
+        done = assay("run", "tiny.yaml", "--folder", run, *flags, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (2, f"assay: error: {said}\n")
+    done = assay("run", "tiny.yaml", "--folder", tmp_path / "tiny.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert re.fullmatch(r"assay: error: .*tiny.yaml: exists already; [^\n]*\n", done.stderr)
+    assert "Traceback" not in assay("preflight", "-n", "0", cwd=tmp_path).stderr
+
+
 def test_a_script_is_a_suite_of_one_case_on_all_ranks(tmp_path: Path) -> None:
     planned = assay("plan", "comms/bench.py", "-n", "4", "-o", "ops=broadcast", cwd=tmp_path).stdout
     assert "bench: comms/bench, world 4" in planned

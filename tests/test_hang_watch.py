@@ -18,10 +18,11 @@ from assay.beacon import (
 )
 from assay.channel import Alone
 from assay.errors import RunFailed
-from assay.hang_watch import STACK_SIGNAL, SWEPT_SECONDS, answer_stack_requests, beacon_of, collect_stacks, sweep
+from assay.hang_watch import SWEPT_SECONDS, answer_stack_requests, beacon_of, collect_stacks, sweep
 from assay.launchers import attended
 from assay.launchers.protocol import Command, Outcome
 from assay.record import read_rank_file
+from assay.stack_signal import STACK_SIGNAL
 from assay.world import World
 from tests.conftest import environment, torchrun
 

@@ -276,7 +276,7 @@ def test_a_job_is_submitted_by_its_file(answers: Answers, tmp_path: Path, monkey
     assert argv.read_text().splitlines() == ["--parsable", str(job.file)]
     assert "SBATCH_OUTPUT" not in argv.with_suffix(".env").read_text(), "the output is where the watcher reads it"
     assert job.file.read_text() == sbatch.render(job)
-    assert sbatch.submit(job, after="11") == "12"
+    assert sbatch.submit(job, after=["11"]) == "12"
     assert argv.read_text().splitlines() == ["--parsable", "--dependency=afterany:11", str(job.file)]
 
 

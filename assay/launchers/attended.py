@@ -14,13 +14,15 @@ import psutil
 from assay import machine
 from assay.beacon import FOLDER_VARIABLE, Diagnosis, Reading, diagnose, memory_folder, process_states, read_beacons
 from assay.errors import RunFailed
-from assay.hang_watch import STACK_SECONDS, STACK_SIGNAL, collect_stacks, stack_files, sweep
+from assay.hang_watch import STACK_SECONDS, collect_stacks, stack_files, sweep
 from assay.launchers.lifeline import adopt_orphans, end_descendants
 from assay.launchers.output import Log, Told
 from assay.launchers.protocol import Command, Outcome
 from assay.placement import tells_of_a_rank
+from assay.stack_signal import STACK_SIGNAL
 
 LOOK_SECONDS = 10.0  # at most so long before the time limit the beacons are read once, to see later who moved since
+_MARKS = ("SLURM_LABELIO", "SLURM_STDOUTMODE", "SLURM_STDERRMODE")  # would put marks before lines, or lines elsewhere
 AFAR_SECONDS = 4.0  # that srun or mpirun may take to end ranks on other hosts; Slurm's own patience is often 5 s
 
 
@@ -55,7 +57,7 @@ class Attended:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env={**_without_ranks(), **command.env, **self._beacon_variable()},
+                env={**surroundings(), **command.env, **self._beacon_variable()},
                 pass_fds=(reading,) if keep_fd is None else (reading, keep_fd),
                 start_new_session=True,
             )
@@ -142,9 +144,10 @@ class Attended:
         return stack_files(self._folder)
 
 
-def _without_ranks() -> dict[str, str]:
+def surroundings() -> dict[str, str]:
+    """This process's environment for a command whose output is read: without marks of ranks, and of lines."""
     # Whoever starts ranks says which they are; what an outer launcher said of this process is not for them.
-    return {name: value for name, value in os.environ.items() if not tells_of_a_rank(name)}
+    return {name: value for name, value in os.environ.items() if not (tells_of_a_rank(name) or name in _MARKS)}
 
 
 def _beacon_folder() -> Path:

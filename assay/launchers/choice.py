@@ -6,7 +6,7 @@ from typing import Any
 
 from assay.errors import BadInput
 from assay.launchers.local import LocalLauncher
-from assay.launchers.mpi import MpiLauncher, check_mpirun, read_hostfile
+from assay.launchers.mpi import MpiLauncher, check_mpirun, own_first, read_hostfile
 from assay.launchers.protocol import Launcher
 from assay.launchers.slurm import Allocation, SlurmLauncher, address_of, allocation, check_srun
 from assay.suite_format import Launch
@@ -84,9 +84,8 @@ def launcher_on_paper(file: Launch, env: Mapping[str, str]) -> Launcher:
 
 
 def _mpi(file: Launch, given: Allocation | None) -> MpiLauncher:
-    if file.hostfile is not None:
-        return MpiLauncher(read_hostfile(file.hostfile), file.hostfile)
-    return MpiLauncher(given.hosts if given else (), None)
+    hosts = read_hostfile(file.hostfile) if file.hostfile is not None else list(given.hosts) if given else []
+    return MpiLauncher(own_first(hosts), file.hostfile)
 
 
 def runs_in_jobs(file: Launch, env: Mapping[str, str]) -> bool:

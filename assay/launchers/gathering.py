@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
+from assay.launchers.attended import surroundings
 from assay.launchers.protocol import Job
 
 AT_ONCE = 16  # hosts that are asked at the same time
@@ -55,7 +56,9 @@ def _fetch(host: str, argv: list[str], folder: Path) -> str | None:
 def _receive(argv: list[str], complaints: IO[bytes], folder: Path) -> tuple[str, int]:
     """Unpack what `argv` prints; what was wrong with it (empty: nothing), and the exit code."""
     refused = ""
-    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints) as process:
+    with subprocess.Popen(
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints, env=surroundings()
+    ) as process:
         assert process.stdout is not None  # a pipe was asked for
         try:
             with tarfile.open(fileobj=_Patient(process.stdout), mode="r|") as archive:

@@ -4,6 +4,7 @@ An answer can fail to come (slurmctld restarts, the network is slow): that says 
 A job that ended long ago is no longer known to squeue at all.
 """
 
+import os
 import subprocess
 import time
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from assay.errors import AssayError
 
 ANSWER_SECONDS = 30.0  # for one answer of squeue, sacct or scancel
+_FILTERS = ("SQUEUE_", "SACCT_", "SCANCEL_")
 _FORMAT = "%i|%T|%r|%N"
 
 _RUNNING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STAGE_OUT", "SIGNALING", "STOPPED", "RESIZING"})
@@ -141,7 +143,15 @@ def cancel(job: str) -> None:
 def _answer(argv: list[str]) -> "subprocess.CompletedProcess[str]":
     try:
         return subprocess.run(
-            argv, capture_output=True, text=True, errors="replace", check=False, timeout=ANSWER_SECONDS
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=ANSWER_SECONDS,
+            # A user's own filters would hide jobs that live.
+            env={name: value for name, value in os.environ.items() if not name.startswith(_FILTERS)},
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NoAnswer(f"{argv[0]}: {error}") from None

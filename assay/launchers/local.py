@@ -22,9 +22,11 @@ class LocalLauncher:
         # Behind "--" torchrun leaves the script's own options alone.
         return Command([*argv, "--", *job.program], rank_environment(job, env, machine.usable_cores()))
 
-    def on_each_host(self, nodes: int, argv: Sequence[str], env: Mapping[str, str]) -> Command:
+    def on_each_host(
+        self, nodes: int, argv: Sequence[str], given: Mapping[str, str], env: Mapping[str, str]
+    ) -> Command:
         """`argv` itself."""
-        return Command(list(argv), dict(env))
+        return Command(list(argv), dict(given))
 
     def meeting_port(self, asked: int | None) -> int | None:
         """The one that was asked for, if it is free."""

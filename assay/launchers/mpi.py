@@ -3,6 +3,7 @@
 `render` is pure.
 """
 
+import platform
 import shutil
 import subprocess
 from collections import Counter
@@ -20,7 +21,7 @@ from assay.placement import tells_of_a_rank
 
 _ANSWER_SECONDS = 20.0
 # What a rank on another host must be told besides what mpirun tells it: names that change what is measured.
-_PASSED_ON = ("NCCL_", "GLOO_", "UCX_", "HCCL_", "OMP_", "ASSAY_", "PYTHON", "CUDA_", "HIP_", "LD_LIBRARY_PATH", "XDG_CACHE_HOME")  # fmt: skip
+_PASSED_ON = ("NCCL_", "RCCL_", "GLOO_", "UCX_", "UCC_", "HCCL_", "TORCH_", "PYTORCH_", "MKL_", "OMP_", "ASSAY_", "PYTHON", "CUDA_", "HIP_", "LD_LIBRARY_PATH", "XDG_CACHE_HOME")  # fmt: skip
 
 
 class MpiLauncher:
@@ -36,12 +37,14 @@ class MpiLauncher:
         layout = job.layout
         given = rank_environment(job, env, machine.usable_cores())
         given |= {"MASTER_ADDR": self.address if layout.nodes > 1 else "127.0.0.1", "MASTER_PORT": port_text(port)}
-        argv = self._mpirun(layout.nodes, layout.per_node, {*given, *(n for n in env if n.startswith(_PASSED_ON))})
+        argv = self._mpirun(layout.nodes, layout.per_node, {*given, *_passed_on(env)})
         return Command([*argv, machine.node_python(env), *job.program], given, afar=True)
 
-    def on_each_host(self, nodes: int, argv: Sequence[str], env: Mapping[str, str]) -> Command:
+    def on_each_host(
+        self, nodes: int, argv: Sequence[str], given: Mapping[str, str], env: Mapping[str, str]
+    ) -> Command:
         """mpirun with one process a host."""
-        return Command([*self._mpirun(nodes, 1, set(env)), *argv], dict(env), afar=True)
+        return Command([*self._mpirun(nodes, 1, {*given, *_passed_on(env)}), *argv], dict(given), afar=True)
 
     def _mpirun(self, nodes: int, per_node: int, passed_on: set[str]) -> list[str]:
         argv = ["mpirun", "-n", str(nodes * per_node), "--map-by", f"ppr:{per_node}:node", "--oversubscribe"]
@@ -79,6 +82,10 @@ class MpiLauncher:
         return ["mpirun", "-n", "1", *file, "--host", host, *argv]
 
 
+def _passed_on(env: Mapping[str, str]) -> set[str]:
+    return {name for name in env if name.startswith(_PASSED_ON)}
+
+
 def read_hostfile(path: Path) -> list[str]:
     """The hosts of an Open MPI hostfile in order: the first word of every line that is no comment. Raises BadInput."""
     try:
@@ -93,6 +100,12 @@ def read_hostfile(path: Path) -> list[str]:
     if twice:
         raise BadInput(f"hostfile {path}: {twice[0]} is there twice; give each host one line, with slots=N")
     return hosts
+
+
+def own_first(hosts: Sequence[str]) -> list[str]:
+    """The hosts in the order in which Open MPI fills them: the one that mpirun runs on, if it is among them, is first."""
+    mine = platform.node().partition(".")[0]
+    return sorted(hosts, key=lambda host: host.partition(".")[0] != mine)
 
 
 def check_mpirun() -> None:

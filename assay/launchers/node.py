@@ -7,11 +7,10 @@ so that rank 0 may be on any.) torchrun runs in this very process, which costs n
 """
 
 import os
-import signal
 import sys
 
+from assay import stack_signal
 from assay.errors import BAD_INPUT_EXIT, SENTENCE_MARK, BadInput
-from assay.hang_watch import STACK_SIGNAL
 from assay.placement import Placement, placement
 
 
@@ -35,9 +34,7 @@ def torchrun_arguments(argv: list[str], place: Placement) -> list[str]:
 
 def main() -> None:
     """Become torchrun."""
-    # A request for stacks goes to every process of a step, and only ranks can answer. What they start inherits this,
-    # until they answer themselves.
-    signal.signal(STACK_SIGNAL, signal.SIG_IGN)
+    stack_signal.ignore()
     try:
         arguments = torchrun_arguments(sys.argv[1:], placement(os.environ))
     except BadInput as error:

@@ -31,6 +31,7 @@ class Told:
         self._rank = ""
         self._killed: list[str] = []
         self._lost: list[str] = []
+        self._refused: list[str] = []
 
     def hear(self, line: str) -> None:
         """Take one line of stderr."""
@@ -46,13 +47,15 @@ class Told:
         elif match := re.match(rf"srun: error: (\S+): tasks? (\S+): ({'|'.join(_SRUN_ENDS)})", line):
             # A task is a rank, or one host's torchrun.
             self._killed.append(f"task {match[2]} on {match[1]} ended by a signal ({match[3]})")
+        elif match := re.match(r"srun: (?:error|fatal): ((?:Unable|Cannot|Invalid|Requested) .*)", line):
+            self._refused.append(f"srun: {match[1]}")
         elif match := re.match(r"srun: error: (Node failure on \S+)", line):
             self._lost.append(match[1].replace("Node", "node"))
 
     @property
     def sentence(self) -> str | None:
         """Why it failed. A rank that was killed says nothing, and its peers' complaints are only the consequence."""
-        return next(iter([*self._lost, *self._killed, *self._sentences]), None)
+        return next(iter([*self._lost, *self._killed, *self._sentences, *self._refused]), None)
 
 
 def _signal_name(number: int) -> str:

@@ -82,8 +82,10 @@ class Launcher(Protocol):
     def render(self, job: Job, port: int | None, env: Mapping[str, str]) -> Command:
         """The command that starts the job. Pure. port: where ranks meet; None where the launcher finds one itself."""
 
-    def on_each_host(self, nodes: int, argv: Sequence[str], env: Mapping[str, str]) -> Command:
-        """The command that starts `argv` once on each of the first `nodes` hosts, with `env` on top of theirs. Pure."""
+    def on_each_host(
+        self, nodes: int, argv: Sequence[str], given: Mapping[str, str], env: Mapping[str, str]
+    ) -> Command:
+        """The command that starts `argv` once on each of the first `nodes` hosts, `given` on top of `env`. Pure."""
 
     def meeting_port(self, asked: int | None) -> int | None:
         """The port for the next job, free on the first host at this moment. Raises BadInput if the asked one is taken."""

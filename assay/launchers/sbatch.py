@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def check_sbatch(text: str) -> None:
         raise BadInput(_refusal(done.stderr))
 
 
-def write_and_submit(job: BatchJob, after: str | None = None) -> str:
+def write_and_submit(job: BatchJob, after: Sequence[str] = ()) -> str:
     """Write the file and submit it; its job id. Raises RunFailed if the disk or Slurm refuses."""
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
@@ -94,9 +95,9 @@ def write_and_submit(job: BatchJob, after: str | None = None) -> str:
     return submit(job, after)
 
 
-def submit(job: BatchJob, after: str | None = None) -> str:
-    """Submit the file; its job id. after: a job that must have ended before. Raises RunFailed if Slurm refuses it now."""
-    options = ["--parsable", *([f"--dependency=afterany:{after}"] if after else []), str(job.file)]
+def submit(job: BatchJob, after: Sequence[str] = ()) -> str:
+    """Submit the file; its job id. after: jobs that must have ended before. Raises RunFailed if Slurm refuses it now."""
+    options = ["--parsable", *([f"--dependency=afterany:{':'.join(after)}"] if after else []), str(job.file)]
     done = _sbatch(options)
     if done.returncode:
         raise RunFailed(f"{job.file}: {_refusal(done.stderr)}")

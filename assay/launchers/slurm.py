@@ -84,18 +84,25 @@ class SlurmLauncher:
     def _srun(self, name: str, nodes: int, tasks: int, env: Mapping[str, str]) -> list[str]:
         """srun with `tasks` tasks on each of the first `nodes` hosts, up to what they run."""
         argv = ["srun", f"--job-name={name}", f"--nodes={nodes}", f"--ntasks={nodes * tasks}"]
-        argv += [f"--ntasks-per-node={tasks}", "--relative=0", "--kill-on-bad-exit=1"]
+        # Whatever the user's or the job's variables say of it: hosts are filled one after the other, and what this
+        # process has in its environment reaches the ranks.
+        argv += [f"--ntasks-per-node={tasks}", "--relative=0", "--distribution=block", "--export=ALL"]
+        argv += ["--kill-on-bad-exit=1"]
+        if "SLURM_STEP_NUM_TASKS" in env:
+            argv.append("--overlap")  # in a step already (srun --pty bash), which holds what the allocation has
         if self._given.cores is not None:
             # A step would otherwise take one core a task, and be bound to it.
             argv.append(f"--cpus-per-task={max(1, self._given.cores // tasks)}")
         return [*argv, *_words(env, SRUN_OPTIONS), *_words(env, NODE_PREFIX)]
 
-    def on_each_host(self, nodes: int, argv: Sequence[str], env: Mapping[str, str]) -> Command:
+    def on_each_host(
+        self, nodes: int, argv: Sequence[str], given: Mapping[str, str], env: Mapping[str, str]
+    ) -> Command:
         """A step with one task a host."""
-        return Command([*self._srun("each-host", nodes, 1, env), *argv], dict(env), afar=True)
+        return Command([*self._srun("each-host", nodes, 1, env), *argv], dict(given), afar=True)
 
     def meeting_port(self, asked: int | None) -> int | None:
-        """The port that was asked for, or one that is free on this host: the batch script runs on the first one."""
+        """The port that was asked for, or one that is free on this host, which in a batch job is the first one."""
         check_port(asked)
         return asked or free_port()
 

@@ -8,12 +8,14 @@ Our own scripts would find their place by Slurm's variables alone; any other scr
 import os
 import sys
 
+from assay import stack_signal
 from assay.errors import SENTENCE_MARK, BadInput
 from assay.placement import placement, rendezvous_environment
 
 
 def main() -> None:
     """Become the script, run by this very interpreter."""
+    stack_signal.ignore()
     try:
         place = placement(os.environ)
         given = rendezvous_environment(place, os.environ)

@@ -43,7 +43,7 @@ def preflight(
     meet = f"{launcher.address}:{launcher.meeting_port(None) or free_port()}"
     python = machine.node_python(os.environ)
     words = argv(meet, hosts, folder=folder.resolve(), devices=devices, json=json, torch=torch, python=python)
-    command = launcher.on_each_host(len(hosts), words, {TOKEN_VARIABLE: new_token()})
+    command = launcher.on_each_host(len(hosts), words, {TOKEN_VARIABLE: new_token()}, os.environ)
     env = {name: value for name, value in os.environ.items() if not tells_of_a_rank(name)} | command.env
     try:
         return subprocess.run(

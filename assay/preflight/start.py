@@ -6,6 +6,7 @@ from pathlib import Path
 
 from assay import machine
 from assay.errors import BadInput
+from assay.layout import fold_hosts
 
 TOKEN_VARIABLE = "ASSAY_PREFLIGHT_TOKEN"  # noqa: S105 # the variable's name
 _LEAST_TOKEN = 16  # characters
@@ -48,7 +49,7 @@ def argv(
     """
     given = {
         "--meet": meet,
-        "--hosts": ",".join(hosts),
+        "--hosts": ",".join(hosts) if any("[" in host for host in hosts) else fold_hosts(hosts),
         "--folder": str(folder),
         "--devices": devices,
         "--free": free,

@@ -42,6 +42,9 @@ def read_run(path: Path) -> RunResult:
     document = run.document()
     resolved = {case.get("name"): case for case in document["suite"].get("cases", []) if isinstance(case, dict)}
     found = [_open_case(run.case(name), resolved.get(name, {})) for name in document["cases"]]
+    provenance = [_provenance(run.case(name)) for name in document["cases"]]
+    # Where a run was begun on a login node, the machine is the one that its jobs were on.
+    document["host"] = next((one["machine"] for one in provenance if "machine" in one), document["host"])
     noted: list[Doubt] = []
     limits: list[Figure] = []
     for case, files in found:
@@ -86,7 +89,7 @@ def read_run(path: Path) -> RunResult:
         *([] if checkups else doubts.of_machine(document)),
         *noted,
     ]
-    noted += doubts.of_provenance(document, [_provenance(run.case(case.name)) for case in cases])
+    noted += doubts.of_provenance(document, provenance)
     roofs = rooflines([(case, files) for case, (_, files) in zip(cases, found, strict=True)], limits)
     return RunResult(str(path), document, cases, limits, noted, checkups=checkups, rooflines=roofs)
 
