@@ -117,7 +117,7 @@ def test_four_hosts_every_rank_a_task_the_suite_in_one_allocation(lab: Lab, tmp_
     "lost", [pytest.param(1, id="the first host", marks=pytest.mark.prove), pytest.param(2, id="another host")]
 )
 def test_a_run_goes_on_when_a_host_loses_power(lab: Lab, tmp_path: Path, lost: int) -> None:
-    suite(tmp_path, case("first"), case("second", LONG.replace("SECONDS", "6")))
+    suite(tmp_path, case("first"), case("second", LONG.replace("SECONDS", "4")))
     watcher = watch(lab, tmp_path, "s.yaml", "--launcher", "slurm", "-N", "2", "-n", "1", "--one-job")
     made = the_run(tmp_path)
     attempt = made / "cases" / "second" / "attempt-1"
@@ -152,7 +152,7 @@ def test_scancel_leaves_a_true_state_and_the_run_can_be_finished(lab: Lab, tmp_p
 
 
 def test_the_death_of_the_watcher_is_survived(lab: Lab, tmp_path: Path) -> None:
-    suite(tmp_path, case("slow", LONG.replace("SECONDS", "8")))
+    suite(tmp_path, case("slow", LONG.replace("SECONDS", "4")))
     watcher = watch(lab, tmp_path, "s.yaml", "--launcher", "slurm", "-N", "1", "-n", "2")
     made = the_run(tmp_path)
     job = job_of(made, "slow")
