@@ -132,7 +132,7 @@ def read(folder: Path) -> list[Line]:
 @contextlib.contextmanager
 def two_hosts(folder: Path) -> Iterator["list[Host]"]:
     """Two hosts that know each other by name, gone afterwards with all that runs on them."""
-    # Not above: ranks, which this file is, too, would wait for pytest.
+    # Not above: this file is started as a rank, too, by its path, and finds no tests there.
     from tests.cluster.hosts import end, needs, reap, start_host, start_switch
 
     needs({})
@@ -156,7 +156,6 @@ def two_hosts(folder: Path) -> Iterator["list[Host]"]:
 def start(hosts: "list[Host]", cell: Cell, folder: Path) -> "list[Entered]":
     """One torchrun on each host; they end with the hosts."""
     from tests.cluster.hosts import Entered
-    from tests.conftest import environment
 
     running = []
     for number, host in enumerate(hosts):
@@ -173,7 +172,7 @@ def start(hosts: "list[Host]", cell: Cell, folder: Path) -> "list[Entered]":
             running.append(
                 Entered(
                     host.inside(argv),
-                    env=environment(**({} if cell.shared else OWN_STORE)),
+                    env={**os.environ, "OMP_NUM_THREADS": "1", **({} if cell.shared else OWN_STORE)},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

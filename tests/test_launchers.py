@@ -424,7 +424,9 @@ def test_what_is_afar_has_its_time_even_when_the_lifeline_is_killed(
     lines: list[str] = []
     running = Attended(Command(["sh", "-c", ASKED], {}, afar=True), tmp_path, None, lines.append)
     wait_for(lambda: lines == ["started"], 20, "the command")
-    (found,) = (one for one in psutil.Process().children() if "assay.launchers.lifeline" in one.cmdline())
+    # Children of other tests may end in this very moment, and then have no command line.
+    mine = (one for one in psutil.process_iter(["ppid", "cmdline"]) if one.info["ppid"] == os.getpid())
+    (found,) = (one for one in mine if "assay.launchers.lifeline" in (one.info["cmdline"] or []))
     found.kill()
     outcome = running.watch(30)
     assert outcome.exit_code == -signal.SIGKILL

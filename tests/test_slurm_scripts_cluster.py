@@ -79,7 +79,7 @@ def finished(lab: Lab, job: int, home: Path, output: Path, suite: str) -> dict[s
     ("script", "nodes", "per_node", "suite", "args", "cases"),
     [
         ("train_8card", 1, 2, "train-tiny", TRAIN, ["pretrain-internlm-tiny", "pretrain-llama-tiny"]),
-        ("train_32card", 2, 2, "train-tiny", TRAIN, ["pretrain-internlm-tiny", "pretrain-llama-tiny"]),
+        ("train_32card", 2, 1, "train-tiny", TRAIN, ["pretrain-internlm-tiny", "pretrain-llama-tiny"]),
         ("comms_8card", 1, 2, "communication-tiny", COMMS, ["large", "parts"]),
         ("comms_32card", 2, 1, "communication-tiny", COMMS, ["large", "parts"]),
     ],
