@@ -222,7 +222,7 @@ def watch(
 def hung(folder: Path) -> str:
     """The word for a trial without an end, and whether the hosts' torchruns have counted differently."""
     counts = {line.host: line.attempt for line in read(folder) if line.call == 0}
-    return "hung" if len(set(counts.values())) == 1 else "hung, counts differ"
+    return "hung" if len(set(counts.values())) == 1 else "hung (counts differ)"
 
 
 def restarted(since: list[Line]) -> tuple[int, float] | None:
@@ -238,9 +238,9 @@ def restarted(since: list[Line]) -> tuple[int, float] | None:
     return max(starts.values()), first.moment
 
 
-def row(words: tuple[str, ...], outcomes: str, seconds: str, first_rank_on: str) -> str:
+def row(words: tuple[str, ...], first_rank_on: str, seconds: str, outcomes: str) -> str:
     """A line of the table."""
-    return "".join(f"{word:10}" for word in words) + f"{outcomes:36}{seconds:24}{first_rank_on}"
+    return "".join(f"{word:10}" for word in words) + f"{first_rank_on:17}{seconds:24}{outcomes}"
 
 
 def campaign(trials: int, folder: Path) -> None:
@@ -261,13 +261,16 @@ def campaign(trials: int, folder: Path) -> None:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    print("\n" + row(("", "store", "meet by", "killed on"), "outcome", "kill to collective", "rank 0 began on"))
+    print("\n" + row(("", "store", "meet by", "killed on"), "rank 0 began on", "kill to collective", "outcomes"))
     for cell, found in taken.items():
-        outcomes = ", ".join(f"{count} {word}" for word, count in Counter(one.outcome for one in found).most_common())
+        outcomes = "; ".join(f"{count} × {word}" for word, count in Counter(one.outcome for one in found).most_common())
         times = sorted(one.seconds for one in found if one.seconds is not None)
         seconds = f"{median(times):.1f} s [{times[0]:.1f}, {times[-1]:.1f}]" if times else "–"
-        print(row(cell.words, outcomes, seconds, ", ".join(sorted({one.first_rank_on for one in found}))))
-    print("seconds: median [shortest, longest]; own store: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1")
+        print(row(cell.words, ", ".join(sorted({one.first_rank_on for one in found})), seconds, outcomes))
+    print(
+        "seconds: median [shortest, longest]; own store: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1; "
+        "counts differ: the two torchruns have counted unequal numbers of restarts"
+    )
 
 
 def main() -> None:
