@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import psutil
 
@@ -33,7 +33,9 @@ from assay.beacon import (
 )
 from assay.errors import RUN_FAILED_EXIT, SENTENCE_MARK, BadInput, RunFailed
 from assay.stack_signal import STACK_SIGNAL
-from assay.world import World
+
+if TYPE_CHECKING:
+    from assay.world import World
 
 STACK_SECONDS = 3.0  # how long ranks that hang may take to write their stacks
 SETTLE_SECONDS = 2.0  # from noticing to speaking: others notice a little later, and the lowest of them is to speak
@@ -44,7 +46,7 @@ _TOLD = "hang.txt"  # made by the rank that speaks, before it does; holds the se
 
 
 @contextlib.contextmanager
-def beacon_of(world: World, out: Path | None, limit: float) -> Iterator[Beacon]:
+def beacon_of(world: "World", out: Path | None, limit: float) -> Iterator[Beacon]:
     """This rank's beacon, for as long as it works. Every rank must come. Raises RunFailed if it cannot be made.
 
     Where a launcher watches (ASSAY_BEACONS names its folder), that is all. By hand the ranks of a host share a folder in
@@ -82,7 +84,7 @@ def beacon_of(world: World, out: Path | None, limit: float) -> Iterator[Beacon]:
             stacks.close()
 
 
-def _shared_folder(world: World) -> Path:
+def _shared_folder(world: "World") -> Path:
     """A folder in memory that all ranks of this host know; the first of them makes it."""
     first = world.hosts.index(world.hosts[world.rank])
     made = ""

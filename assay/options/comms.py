@@ -9,7 +9,6 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from assay.bandwidth import COLLECTIVES, round_down
 from assay.options.base import PathText, Size, flags, lower_case, nearest, split_list
 from assay.options.transport import MPI, TransportOptions
-from assay.traffic import read_matrix
 from assay.units import format_size
 
 ITEM_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2, "int32": 4, "int64": 8, "uint8": 1}
@@ -169,8 +168,11 @@ class CommsOptions(TransportOptions):
         size = lengths.pop()
         if self.split is not None and size == world:
             raise ValueError(f"--split {self.split}: {world} ranks are one group; leave it out, or give another")
-        if self.matrix is not None and len(rows := read_matrix(self.matrix)) != size:
-            raise ValueError(f"--matrix {self.matrix}: {len(rows)} lines for {size} ranks; give one line a rank")
+        if self.matrix is not None:
+            from assay.traffic import read_matrix  # with numpy, which a runner needs for nothing else
+
+            if len(rows := read_matrix(self.matrix)) != size:
+                raise ValueError(f"--matrix {self.matrix}: {len(rows)} lines for {size} ranks; give one line a rank")
         for op in self.ops:
             for dtype in self.dtype:
                 self._check_sizes(op, size, ITEM_BYTES[dtype])
