@@ -15,14 +15,9 @@ def main() -> None:
     """Become torchrun."""
     told = by_hand.parser(str(__doc__), nodes=False).parse_args()
     try:
-        launcher = LocalLauncher()
-        command = launcher.render(by_hand.job(told), launcher.meeting_port(told.port), by_hand.surroundings())
+        by_hand.become(told, LocalLauncher())
     except AssayError as error:
         by_hand.fail(error)
-    if told.dry_run:
-        by_hand.show(command)
-    else:
-        by_hand.replace_process(command)
 
 
 if __name__ == "__main__":

@@ -27,14 +27,9 @@ def main() -> None:
         hosts = read_hostfile(told.hostfile) if told.hostfile else given.hosts if given else ()
         if told.nodes > max(1, len(hosts)):
             raise BadInput(f"-N {told.nodes}: only {max(1, len(hosts))} hosts are known; name them with --hostfile")
-        launcher = MpiLauncher(own_first(hosts), told.hostfile)
-        command = launcher.render(by_hand.job(told), launcher.meeting_port(told.port), by_hand.surroundings())
+        by_hand.become(told, MpiLauncher(own_first(hosts), told.hostfile))
     except AssayError as error:
         by_hand.fail(error)
-    if told.dry_run:
-        by_hand.show(command)
-    else:
-        by_hand.replace_process(command)
 
 
 if __name__ == "__main__":

@@ -68,12 +68,7 @@ def _start_step(told: argparse.Namespace, given: Allocation) -> None:
             f"-N {told.nodes}: the job {given.job} has {len(given.hosts)} hosts; ask for more with sbatch -N"
         )
     check_srun()
-    launcher = SlurmLauncher(given, told.spawn, address_of(given.hosts[0]))
-    command = launcher.render(by_hand.job(told), launcher.meeting_port(told.port), by_hand.surroundings())
-    if told.dry_run:
-        by_hand.show(command)
-    else:
-        by_hand.replace_process(command)
+    by_hand.become(told, SlurmLauncher(given, told.spawn, address_of(given.hosts[0])))
 
 
 def _submit(told: argparse.Namespace) -> NoReturn:

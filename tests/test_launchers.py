@@ -7,32 +7,25 @@ import json
 import os
 import platform
 import shlex
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 
 from assay import jobs
 from assay.errors import BadInput
-from assay.launchers import attended, sbatch
-from assay.launchers.attended import Attended
+from assay.launchers import sbatch
 from assay.launchers.choice import launch_keys, launcher_on_paper, runs_in_jobs
-from assay.launchers.job_state import NoAnswer, ask
 from assay.launchers.local import LocalLauncher
 from assay.launchers.mpi import MpiLauncher, own_first, read_hostfile
 from assay.launchers.ports import HIGHEST, LOWEST, check_port, free_port
 from assay.launchers.protocol import Command, Job, Launcher
 from assay.launchers.slurm import Allocation, SlurmLauncher, address_of, allocation
 from assay.layout import Layout
-from assay.rundir import WATCHER, RunDir, write_document
 from assay.suite import Suite, parse_suite
-from tests.conftest import ROOT, assay, environment, wait_for
-from tests.conftest import free_port as unused_port
+from tests.conftest import ROOT, assay
 from tests.slurm_answers import answer
 
 GOLDEN = Path(__file__).parent / "golden_launch"
@@ -274,196 +267,10 @@ def test_a_chosen_port_is_free_and_not_where_others_take_theirs() -> None:
     check_port(None)
 
 
-# --- Jobs in a queue: Slurm's commands are executables that print prepared answers
-
-
-@pytest.fixture
-def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the commands; a job that is submitted is number 12."""
-    folder = tmp_path / "slurm"
-    answer(folder, "sbatch", "12\n")
-    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-    monkeypatch.setattr(jobs, "LONGEST_SECONDS", 0.05)
-    return folder
-
-
-def watched(run: RunDir) -> tuple[bool, list[str]]:
-    """Whether all cases passed, and what was said."""
-    said: list[str] = []
-    return jobs.run_jobs(run, suite(), said.append), said
-
-
-def test_a_case_that_its_job_could_not_close_is_closed_with_what_slurm_knows(tmp_path: Path, queue: Path) -> None:
-    run = RunDir.create(tmp_path / "run", {"cases": ["small", "all"]}, WATCHER)
-    answer(queue, "squeue", "12|TIMEOUT|TimeLimit|n[1-4]\n")
-    passed, said = watched(run)
-    assert not passed
-    assert "--dependency=afterany:12" in (queue / "sbatch.argv").read_text().splitlines(), "one behind the other"
-    for name in ("small", "all"):
-        found = run.case(name).latest()
-        assert found is not None
-        assert found[1] is not None
-        assert (found[1].state, found[1].reason) == (
-            "failed",
-            "Slurm job 12 ended as timeout on n[1-4] before the case began",
-        )
-        assert f"{name}: Slurm job 12 is timeout on n[1-4]" in said
-        assert json.loads((run.path / f"jobs/{name}.json").read_text())["ended"] == "TIMEOUT"
-    # What has ended without passing is submitted again.
-    (queue / "sbatch.argv").unlink()
-    run.lock(WATCHER)
-    assert not watched(run)[0]
-    assert (queue / "sbatch.argv").exists()
-
-
-def test_jobs_wait_for_all_before_them_and_a_cancelled_run_submits_no_more(
-    tmp_path: Path, queue: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = RunDir.create(tmp_path / "run", {"cases": ["small", "all"]}, WATCHER)
-    (queue / "sbatch").write_text('#!/bin/sh\necho "$@" >> "$0.all"\nwc -l < "$0.all"\n')
-    (queue / "squeue").write_text(
-        '#!/bin/sh\ntouch "$MARK"\nfor job in 1 2 3; do echo "$job|CANCELLED|None|n1"; done\n'
-    )
-    for name in ("sbatch", "squeue"):
-        (queue / name).chmod(0o755)
-    several = replace(suite(), cases=[replace(suite().cases[0], name=name) for name in ("a", "b", "c")])
-    monkeypatch.setenv("MARK", str(run.path / "jobs/cancelled"))
-    monkeypatch.setattr(jobs, "MOST_QUEUED", 2)
-    jobs.run_jobs(run, several, lambda line: None)
-    asked = (queue / "sbatch.all").read_text().splitlines()
-    assert len(asked) == 2, "the third was cancelled with the run before it was submitted"
-    assert "--dependency" not in asked[0]
-    assert "--dependency=afterany:1 " in asked[1]
-
-
-def test_slurms_own_filters_hide_no_job(queue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (queue / "squeue").write_text('#!/bin/sh\ntest -z "$SQUEUE_PARTITION" && echo "7|RUNNING|None|n1"\n')
-    (queue / "squeue").chmod(0o755)
-    monkeypatch.setenv("SQUEUE_PARTITION", "another")
-    assert ask(["7"])["7"].running
-
-
 def test_open_mpi_fills_its_own_host_first() -> None:
     mine = platform.node()
     assert own_first(["n1", mine, "n2"]) == [mine, "n1", "n2"]
     assert own_first(["n2", "n1"]) == ["n2", "n1"]
-
-
-def test_a_later_watcher_follows_the_job_that_is_under_way(tmp_path: Path, queue: Path) -> None:
-    run = RunDir.create(tmp_path / "run", {"cases": ["small", "all"]}, WATCHER)
-    for group in jobs.groups(suite(), run.path):
-        write_document(group.job.folder / f"{group.job.name}.json", {"job": "7"})
-    (queue / "squeue").write_text(
-        '#!/bin/sh\necho >> "$0.asked"\ncase $(wc -l < "$0.asked") in\n'
-        "1) echo 'slurm_load_jobs error: down' >&2; exit 1;;\n"
-        "2|3) echo '7|RUNNING|None|n1';;\n"
-        "*) echo '7|CANCELLED|None|n1';;\nesac\n"
-    )
-    (queue / "squeue").chmod(0o755)
-    passed, said = watched(run)
-    assert not passed
-    assert said == [
-        "small: squeue: slurm_load_jobs error: down; asking again",
-        "small: is job 7 already",
-        "all: is job 7 already",
-        "small: Slurm job 7 is cancelled on n1",
-        "all: Slurm job 7 is cancelled on n1",
-    ]
-    assert not (queue / "sbatch.argv").exists(), "nothing was submitted a second time"
-
-
-def test_the_jobs_of_a_run_are_cancelled(tmp_path: Path, queue: Path) -> None:
-    run = RunDir.create(tmp_path / "run", {"cases": ["small", "all"]}, WATCHER)
-    write_document(run.path / "jobs/small.json", {"job": "7"})
-    write_document(run.path / "jobs/all.json", {"job": "8", "ended": "COMPLETED"})
-    answer(queue, "squeue", "7|PENDING|Priority|\n8|RUNNING|None|n1\n")
-    answer(queue, "scancel")
-    assert jobs.cancel_jobs(run, suite()) == ["7"]
-    assert (queue / "scancel.argv").read_text() == "7\n"
-    answer(queue, "squeue", err="slurm_load_jobs error: down\n", code=1)
-    with pytest.raises(NoAnswer, match="down"):
-        jobs.cancel_jobs(run, suite())
-
-
-# --- The life of what is started
-
-
-def lifeline(grace: float, script: str) -> tuple["subprocess.Popen[str]", int]:
-    """A lifeline with a shell script below it, and the end of the pipe that it hangs on."""
-    reading, writing = os.pipe()
-    argv = [sys.executable, "-m", "assay.launchers.lifeline", str(reading), str(grace), "sh", "-c", script]
-    process = subprocess.Popen(argv, pass_fds=(reading,), env=environment(), stdout=subprocess.PIPE, text=True)
-    os.close(reading)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "started\n"
-    return process, writing
-
-
-ASKED = 'trap "sleep 0.2; echo asked; exit 0" TERM; echo started; while :; do sleep 0.05; done'
-DEAF = 'trap "" TERM; echo started; while :; do sleep 0.05; done'
-
-
-@pytest.mark.parametrize(
-    ("grace", "script", "said"),
-    [(5.0, ASKED, "asked\n"), (0.0, ASKED, ""), (0.3, DEAF, "")],
-    ids=["asked and waited for", "ended at once", "ended in spite of itself"],
-)
-def test_what_is_afar_is_asked_to_end_before_it_is_made_to(grace: float, script: str, said: str) -> None:
-    process, writing = lifeline(grace, script)
-    below = psutil.Process(process.pid).children(recursive=True)
-    os.close(writing)
-    assert process.communicate(timeout=20)[0] == said
-    assert process.returncode == 128 + signal.SIGTERM
-    assert not any(one.is_running() for one in below)
-
-
-def test_what_is_afar_has_its_time_even_when_the_lifeline_is_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attended, "AFAR_SECONDS", 10.0)
-    lines: list[str] = []
-    running = Attended(Command(["sh", "-c", ASKED], {}, afar=True), tmp_path, None, lines.append)
-    wait_for(lambda: lines == ["started"], 20, "the command")
-    # Children of other tests may end in this very moment, and then have no command line.
-    mine = (one for one in psutil.process_iter(["ppid", "cmdline"]) if one.info["ppid"] == os.getpid())
-    (found,) = (one for one in mine if "assay.launchers.lifeline" in (one.info["cmdline"] or []))
-    found.kill()
-    outcome = running.watch(30)
-    assert outcome.exit_code == -signal.SIGKILL
-    assert lines == ["started", "asked"]
-    assert not outcome.timed_out
-
-
-TELL = """
-import json, os, signal
-ignored = signal.getsignal(signal.SIGUSR2) == signal.SIG_IGN
-names = ("RANK", "WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
-print(json.dumps([ignored, *(os.environ[name] for name in names)]), flush=True)
-"""
-
-
-def test_a_hosts_torchrun_is_the_host_that_slurm_says_and_its_ranks_survive_requests_for_stacks(tmp_path: Path) -> None:
-    (tmp_path / "tell.py").write_text(TELL)
-    port = str(unused_port())
-    argv = [sys.executable, "-m", "assay.launchers.node", "--nodes", "1", "--per-node", "1"]
-    argv += ["--meet", f"127.0.0.1:{port}", "--", str(tmp_path / "tell.py")]
-    slurm = {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": "1"}
-    done = subprocess.run(argv, env=environment(**slurm), capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [True, "0", "1", "0", "127.0.0.1", port]
-
-
-@pytest.mark.parametrize(
-    ("slurm", "said"),
-    [
-        ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "2"}, "Slurm started 2 processes of this on one host; start one a host"),
-        ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0", "SLURM_NODEID": "1", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}, "Slurm started 2 hosts, but the job has 4; start one process a host"),
-    ],
-)  # fmt: skip
-def test_hosts_that_do_not_fit_the_job_are_one_sentence(slurm: dict[str, str], said: str) -> None:
-    argv = [sys.executable, "-m", "assay.launchers.node", "--nodes", "4", "--per-node", "1", "--meet", "x:1", "--", "y"]
-    done = subprocess.run(argv, env=environment(**slurm), capture_output=True, text=True, check=False, timeout=60)
-    assert (done.returncode, done.stderr) == (2, f"assay: error: {said}\n")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from assay.errors import SENTENCE_MARK, AssayError, BadInput
-from assay.launchers.protocol import Command, Job
+from assay.launchers.protocol import Command, Job, Launcher
 from assay.layout import Layout
 from assay.options import SCRIPTS
 from assay.options.base import nearest
@@ -65,6 +65,15 @@ def find_script(text: str) -> Path:
     if name in SCRIPTS:
         return script_path(name)
     raise BadInput(f"script {text!r}: no such file{nearest(name, list(SCRIPTS))}")
+
+
+def become(told: argparse.Namespace, launcher: Launcher) -> None:
+    """Become what the launcher starts, or print it. Raises BadInput if the script is nowhere or the port is taken."""
+    command = launcher.render(job(told), launcher.meeting_port(told.port), surroundings())
+    if told.dry_run:
+        show(command)
+    else:
+        replace_process(command)
 
 
 def replace_process(command: Command) -> NoReturn:
