@@ -225,7 +225,7 @@ class RunDir:
         except OSError as error:
             raise RunFailed(_refused(path, error)) from error
         try:
-            self._own(fd, path, is_gone or (lambda owner: False))
+            self._own(fd, path, _remembered(is_gone) if is_gone else lambda owner: False)
         except BaseException:
             os.close(fd)
             raise
@@ -294,6 +294,18 @@ class RunDir:
     def write_status(self, attempt: Path, status: Status) -> None:
         """Close an attempt with its status."""
         write_document(attempt / "status.json", asdict(status))
+
+
+def _remembered(is_gone: IsGone) -> IsGone:
+    """The same, asked no more once it is known: the answer may cost a question to a scheduler that serves thousands."""
+    known: list[Mapping[str, Any]] = []
+
+    def asked(owner: Mapping[str, Any]) -> bool:
+        if owner not in known and is_gone(owner):
+            known.append(owner)
+        return owner in known
+
+    return asked
 
 
 def _self_description() -> dict[str, Any]:
