@@ -33,6 +33,9 @@ class Task(Protocol):
     def layers(self, model: nn.Module) -> list[nn.Module]:
         """The repeated layers of what `build` made, in order: what engines shard, compile and recompute one by one."""
 
+    def flops_per_token(self, model: nn.Module) -> float:
+        """Model FLOPs of forward and backward per token that is no padding, on average over the data; no recomputation."""
+
     def batch(self, positions: Sequence[int]) -> Batch:
         """The sequences at these positions of the training order, on the host."""
 
