@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from assay.errors import BadInput
 from assay.layout import Layout, lay_out
 from assay.located import KeyPath, Where, read_yaml
-from assay.options import SCRIPTS, LimitsOptions, PretrainOptions, ScriptOptions
+from assay.options import SCRIPTS, LimitsOptions, ScriptOptions, TrainingOptions
 from assay.options.base import nearest, problems
 from assay.suite_format import NAME, CaseEntry, SuiteFile
 
@@ -293,7 +293,7 @@ def _limit_cases(file: SuiteFile, cases: list[Case]) -> list[Case]:
     for case in cases:
         if not case.script.startswith("specs/"):  # these measure what ceilings are made of
             dtypes = trained.setdefault((case.world, case.options.device, case.options.backend), set())
-            if isinstance(case.options, PretrainOptions):
+            if isinstance(case.options, TrainingOptions):
                 dtypes.add(case.options.dtype)
     several = len({(device, backend) for _, device, backend in trained}) > 1
     made = []

@@ -8,6 +8,7 @@ from assay.options.noise import NoiseOptions
 from assay.options.overlap import OverlapOptions
 from assay.options.pretrain import PretrainOptions
 from assay.options.specs import SpecsOptions
+from assay.options.training import TrainingOptions
 
 # Script name as suites write it → its options. The file is <name>.py in the folder of that name.
 SCRIPTS: dict[str, type[ScriptOptions]] = {
@@ -31,6 +32,7 @@ __all__ = [
     "PretrainOptions",
     "ScriptOptions",
     "SpecsOptions",
+    "TrainingOptions",
     "parse_command_line",
     "problems",
 ]

@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from assay.options.base import ScriptOptions, Size, split_list, without_twins
 
-Dtype = Literal["float64", "float32", "bfloat16", "float16"]
+Dtype = Literal["float64", "float32", "tf32", "bfloat16", "float16"]
 
 
 class LimitsOptions(ScriptOptions):

@@ -69,6 +69,62 @@ class Doubt:
 
 
 @dataclass(frozen=True)
+class StepOutlier:
+    """A measured step that took far longer than usual. seconds: of its slowest rank.
+
+    ranks: who held the others up, on `hosts`; none where that cannot be told, and `why` says so.
+    """
+
+    step: int
+    seconds: float
+    ranks: tuple[int, ...] = ()
+    hosts: tuple[str, ...] = ()
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class SlowRank:
+    """A rank whose own work in the sampled steps takes longer than all others'.
+
+    excess: s a step beyond the median of the others, the least of the `steps` sampled. phase: where most of it lies.
+    """
+
+    rank: int
+    host: str
+    excess: float
+    share: float
+    phase: str
+    steps: int
+
+
+@dataclass(frozen=True)
+class StepStudy:
+    """Where the time of a training step goes, and which steps and ranks were slow.
+
+    phases: name → median over ranks and sampled steps (s), none without sampled steps. by_rank: rank → phase → median (s).
+    usual, limit: median of the measured steps and what a step must exceed to be an outlier (s). beyond: outliers that are
+    not listed. slow_why: why no slow rank could be looked for, where that is so.
+    """
+
+    phases: Mapping[str, Estimate]
+    by_rank: Mapping[int, Mapping[str, float]]
+    slowest: Mapping[str, int]
+    """Phase → the rank in which it takes longest."""
+    total: Estimate | None
+    """Sum of a sampled step's phases, its slowest rank, median over sampled steps (s)."""
+    exposed: Estimate | None
+    """Communication that arithmetic waited for, which lies inside of the phases (s)."""
+    exposed_why: str
+    steps: int
+    usual: float
+    limit: float
+    outliers: Sequence[StepOutlier] = ()
+    beyond: int = 0
+    slow: SlowRank | None = None
+    slow_why: str = ""
+
+
+@dataclass(frozen=True)
 class CaseResult:
     """One case: how it ended and what it measured. status None: it has not ended (or its runner was killed)."""
 
@@ -86,13 +142,52 @@ class CaseResult:
     """Ranks that came late to collectives, one for each op and size that has one."""
     survey: Survey | None = None
     """Of comms/links.py: every pair's times, and which rank or link is slow."""
+    steps: StepStudy | None = None
+    """Of a training: phases of its steps, outliers, slow ranks."""
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    """What the suite says of the case that no option does, such as which of two networks it ran over."""
     sensed: list[Figure] = field(default_factory=list)
     """What the sensors beside the ranks tell of each device: power, temperature, clocks, throttling, risen counters."""
 
 
 @dataclass(frozen=True)
+class Configuration:
+    """One column's part of a row: one configuration of a model, such as one of two networks. As in `Row`.
+
+    share: the measured figure as a share of `share_of`, for a reader who has no baseline.
+    """
+
+    title: str
+    measured: float | None
+    baseline: float | None
+    unit: str
+    score: float | None
+    note: str = ""
+    share: float | None = None
+    share_of: str | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """One target of a function test. target None: the profile gives none, so `measured` is shown and not judged.
+
+    met None: nothing was judged; `note` says why, or how it was measured.
+    """
+
+    name: Literal["loss", "variance", "ppl"]
+    target: float | None
+    measured: float | None
+    met: bool | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Row:
-    """One line of a score's table. score None prints NA and counts 0; 0.0 is a test that failed."""
+    """One line of a score's table. score None prints NA and counts 0; 0.0 is a test that failed.
+
+    configurations: where the section has columns, one for each; measured, baseline and ratio are theirs then. checks: of a
+    function test. case: which case gave the figures.
+    """
 
     label: str
     weight: float
@@ -102,6 +197,10 @@ class Row:
     ratio: float | None
     score: float | None
     note: str = ""
+    configurations: Sequence[Configuration] = ()
+    checks: Sequence[Check] = ()
+    world: int | None = None
+    case: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,16 +213,21 @@ class Section:
     rows: list[Row]
     score: float | None
     note: str = ""
+    metric: str = ""
+    chapter: str = ""
+    """The report's chapter that shows its table, training or finetuning; empty: the chapter of scores."""
+    columns: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Scorecard:
-    """All sections against one baseline under one profile."""
+    """All sections against one baseline under one profile. curves: case → the loss of the baseline's like training."""
 
     profile: str
     baseline: str
     baseline_source: str
     sections: list[Section]
+    curves: Mapping[str, Curve] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
@@ -114,15 +113,3 @@ def _encode(documents: list[str], tokenizer: Tokenizer) -> NDArray[np.int32]:
         for encoding in tokenizer.encode_batch(documents[start : start + DOCUMENTS_AT_ONCE])
     ]
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
-
-
-def train_batch(
-    data: Data, options: PretrainOptions, step: int, micro: int, world: World, device: torch.device
-) -> torch.Tensor:
-    """This rank's sequences of one forward pass, int64 [micro_batch, seq_len + 1] on `device`.
-
-    Over all ranks and passes of a step they are samples step·G … step·G + G − 1 (G = global batch), for any world.
-    """
-    first = step * options.global_batch + (micro * world.size + world.rank) * options.micro_batch
-    rows = np.stack([data.train_row(first + index) for index in range(options.micro_batch)])
-    return torch.from_numpy(rows).to(device)

@@ -1,121 +1,139 @@
-"""One training step, what is recorded of it, and the evaluation afterwards."""
+"""One training step over the global batch, the proof that ranks train together, and the evaluation afterwards."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.nn.functional import cross_entropy
 
 from assay.device import Device
-from assay.options import PretrainOptions
-from assay.training.data import Data, train_batch
-from assay.training.engines import Engine, clip_gradients
+from assay.options import TrainingOptions
+from assay.training.engines import Engine
+from assay.training.engines.protocol import expect
+from assay.training.optimizer import learning_rate
+from assay.training.task import TOKENS, Batch, Task
 from assay.world import World
 
-BETAS = (0.9, 0.95)
+Mark = Callable[[str], None]
+"""Told the name of each phase of a step as it ends: data, forward, backward, optimizer."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that a step works with. `module`: what the engine made of the model."""
+    """All that a step works with."""
 
-    options: PretrainOptions
-    module: nn.Module
+    options: TrainingOptions
     engine: Engine
-    optimizer: torch.optim.Optimizer
-    data: Data
+    task: Task
     world: World
     device: Device
 
+    @property
+    def passes(self) -> int:
+        """Forward passes of a rank in a step."""
+        return self.options.accumulation(self.world.size)
 
-def make_optimizer(module: nn.Module, options: PretrainOptions) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only; norms and biases are not decayed."""
-    matrices = [parameter for parameter in module.parameters() if parameter.dim() > 1]
-    vectors = [parameter for parameter in module.parameters() if parameter.dim() <= 1]
-    groups: list[dict[str, object]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=options.lr, betas=BETAS, weight_decay=options.weight_decay)
-
-
-def learning_rate(step: int, options: PretrainOptions) -> float:
-    """Linear warm-up to --lr, then a cosine down to --min-lr-ratio of it at the last step (Loshchilov & Hutter 2017)."""
-    if step < options.lr_warmup_steps:
-        return options.lr * (step + 1) / options.lr_warmup_steps
-    last = options.warmup_steps + options.steps - 1
-    progress = min(1.0, (step - options.lr_warmup_steps) / max(1, last - options.lr_warmup_steps))
-    cosine = (1 + math.cos(math.pi * progress)) / 2
-    return options.lr * (options.min_lr_ratio + (1 - options.min_lr_ratio) * cosine)
+    def positions(self, step: int) -> range:
+        """The step's global batch in the endless order of sequences: step·G … step·G + G − 1, for any world."""
+        return range(step * self.options.global_batch, (step + 1) * self.options.global_batch)
 
 
-def next_token_losses(module: nn.Module, rows: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of each next token, in nats and float32. rows: [B, T + 1]; result: [B, T]."""
-    inputs, targets = rows[:, :-1], rows[:, 1:]
-    logits: torch.Tensor = module(input_ids=inputs, use_cache=False).logits
-    return cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+class Step(NamedTuple):
+    """What a step gave. loss: of the global batch; norm: of its gradient before clipping (scalars); tokens: no padding."""
+
+    loss: torch.Tensor
+    norm: torch.Tensor
+    tokens: int
 
 
-def accumulate_gradients(job: Job, step: int) -> torch.Tensor:
-    """Forward and backward of this rank's share of the global batch; its mean loss, a scalar on the device."""
-    passes = job.options.accumulation(job.world.size)
-    total = torch.zeros((), device=job.device.torch_device)
-    for micro in range(passes):
-        rows = train_batch(job.data, job.options, step, micro, job.world, job.device.torch_device)
-        with job.engine.backward(job.module, last=micro == passes - 1):
-            loss = next_token_losses(job.module, rows).mean() / passes
-            loss.backward()  # type: ignore[no-untyped-call] # torch leaves Tensor.backward untyped
-        total += loss.detach()
-    return total
+def _unmarked(phase: str) -> None:
+    """The measured steps are not taken apart."""
 
 
-def train_step(job: Job, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """One optimizer step over the global batch: mean loss over all ranks, and gradient norm before clipping (scalars)."""
-    for group in job.optimizer.param_groups:
-        group["lr"] = learning_rate(step, job.options)
-    loss = accumulate_gradients(job, step)
-    norm = clip_gradients([p for group in job.optimizer.param_groups for p in group["params"]], job.options.clip)
-    job.optimizer.step()
-    job.optimizer.zero_grad(set_to_none=True)
+def train_step(job: Job, step: int, mark: Mark = _unmarked) -> Step:
+    """One optimizer step over the global batch."""
+    loss, tokens = accumulate_gradients(job, step, mark=mark)
+    norm = job.engine.update(learning_rate(step, job.options))
     if job.world.size > 1:
         dist.all_reduce(loss)
-        loss /= job.world.size
-    return loss, norm
+    mark("optimizer")
+    return Step(loss, norm, tokens)
+
+
+def accumulate_gradients(job: Job, step: int, weight: float = 1.0, mark: Mark = _unmarked) -> tuple[torch.Tensor, int]:
+    """Forward and backward of this rank's share of the global batch, gradients times `weight`.
+
+    Returns this rank's part of the loss (the parts of all ranks sum to it), and the tokens of the whole global batch.
+    """
+    positions = job.positions(step)
+    sizes = job.task.sizes(positions)
+    total = torch.zeros((), device=job.device.torch_device)
+    for micro in range(job.passes):
+        first = (micro * job.world.size + job.world.rank) * job.options.micro_batch
+        batch = to_device(job.task.batch(positions[first : first + job.options.micro_batch]), job.device)
+        mark("data")
+        with job.engine.accumulating(last=micro == job.passes - 1):
+            sums = job.task.loss_sums(job.engine.module, batch)
+            loss = torch.stack([one / sizes[term] for term, one in sums.items()]).sum()
+            mark("forward")
+            job.engine.backward(loss if weight == 1 else loss * weight)
+        total += loss.detach()
+        mark("backward")
+    return total, sizes[TOKENS]
+
+
+def to_device(batch: Batch, device: Device) -> Batch:
+    """The same tensors on the device."""
+    return {name: tensor.to(device.torch_device, non_blocking=True) for name, tensor in batch.items()}
 
 
 def prove_engine(job: Job) -> str:
-    """One backward on the first batch, the engine's proof from its gradients, and the gradients dropped again.
+    """The engine's proof, in a few words, and that every rank's gradients hold the others' data. No trace is left.
 
+    One backward in which the last rank alone has a loss: where gradients are exchanged, all ranks get some of it.
     Raises RunFailed if the engine did not engage.
     """
-    accumulate_gradients(job, step=0)
-    proof = job.engine.assert_engaged(job.module, job.world)
-    job.optimizer.zero_grad(set_to_none=True)
+    speaks = job.world.rank == job.world.size - 1
+    accumulate_gradients(job, step=0, weight=float(speaks))
+    proof = job.engine.assert_engaged()
+    heard = any(bool(gradient.any()) for gradient in job.engine.own_gradients())
+    deaf = int(job.world.total(float(not heard)))
+    expect(deaf == 0, job.options.engine, f"{deaf} of {job.world.size} ranks got no gradient of the last one's data")
+    job.engine.drop_gradients()
     return proof
 
 
-def evaluate(job: Job) -> float | None:
-    """Mean loss over held-out sequences, --eval-batches global batches or all there are; None if that is 0."""
-    count = min(job.options.eval_batches * job.options.global_batch, job.data.held_out)
+def evaluate(job: Job) -> dict[str, float]:
+    """Each metric of the task over held-out sequences, --eval-batches global batches or all there are; {} if that is 0."""
+    count = min(job.options.eval_batches * job.options.global_batch, job.task.held_out)
     if count == 0:
-        return None
-    job.module.eval()
-    sums: list[float] = []
+        return {}
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    job.engine.module.eval()
     with torch.no_grad():
-        for rows, kept in _held_out_batches(job, count):
-            # Added on the host: not every device has float64.
-            sums += next_token_losses(job.module, rows).mean(dim=1)[:kept].tolist()
-    job.module.train()
-    parts = job.world.collect(math.fsum(sums))
+        for indices, kept in _held_out(job, count):
+            batch = to_device(job.task.held_out_batch(indices), job.device)
+            for metric, (sums, sizes) in job.task.scores(job.engine.module, batch).items():
+                own = found.setdefault(metric, ([], []))
+                # Added on the host: not every device has float64.
+                own[0].extend(sums[:kept].tolist())
+                own[1].extend(sizes[:kept].tolist())
+    job.engine.module.train()
+    return {metric: _share(job.world, sums, sizes) for metric, (sums, sizes) in found.items()}
+
+
+def _share(world: World, sums: list[float], sizes: list[float]) -> float:
+    parts = world.collect((math.fsum(sums), math.fsum(sizes)))
     # Added exactly, in one place: a reduction's last digit would depend on the number of ranks.
-    return job.world.broadcast(math.fsum(parts or ())) / count
+    over = math.fsum(size for _, size in parts or ())
+    return world.broadcast(math.fsum(part for part, _ in parts or ()) / over if over else math.nan)
 
 
-def _held_out_batches(job: Job, count: int) -> Iterator[tuple[torch.Tensor, int]]:
+def _held_out(job: Job, count: int) -> Iterator[tuple[Sequence[int], int]]:
     # Every rank must call a sharded model equally often: who has too few sequences repeats one and does not count it.
     size, world = job.options.micro_batch, job.world
     for first in range(0, count, size * world.size):
         mine = range(first + world.rank * size, first + (world.rank + 1) * size)
-        rows = np.stack([job.data.held_out_row(min(index, count - 1)) for index in mine])
-        yield torch.from_numpy(rows).to(job.device.torch_device), max(0, min(size, count - mine.start))
+        yield [min(index, count - 1) for index in mine], max(0, min(size, count - mine.start))

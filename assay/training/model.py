@@ -11,7 +11,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 INITIALIZER_RANGE = 0.02  # standard deviation of initial matrices, as in the LLaMA and InternLM configurations
 
 
-def build_model(shape: ModelShape, seq_len: int, dtype: torch.dtype, attention: str = "sdpa") -> nn.Module:
+def build_model(shape: ModelShape, seq_len: int, dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> nn.Module:
     """A causal language model on the meta device: shapes and names, no memory yet.
 
     seq_len: tokens per sequence; attention: "sdpa" or "eager". InternLM 1 is LLaMA with biases on q, k, v and o

@@ -1,0 +1,56 @@
+"""Options of workloads/bert.py."""
+
+from typing import Annotated, ClassVar
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from assay.options.base import nearest
+from assay.options.training import TrainingOptions
+from assay.presets import ENCODERS
+
+
+def _known_encoder(value: object) -> object:
+    if not isinstance(value, str) or value not in ENCODERS:
+        raise ValueError(f"unknown model {value!r}{nearest(str(value), list(ENCODERS))}")
+    return value
+
+
+class BertOptions(TrainingOptions):
+    """Which BERT is pretrained, on what pairs of sentences, how it is spread over the ranks, and for how long."""
+
+    synopsis: ClassVar[str] = "pretraining of BERT: masked tokens and next sentences, TGS, MFU, step times"
+
+    model: Annotated[str, BeforeValidator(_known_encoder)] = Field(
+        "bert-tiny", description=f"one of {', '.join(ENCODERS)}"
+    )
+    data: str = Field("text", description="dummy, text (the standard library's own prose), or a folder of .txt/.jsonl")
+    seq_len: int = Field(128, ge=5, description="tokens of a sequence: [CLS] A [SEP] B [SEP], and padding")
+    mask_share: float = Field(0.15, gt=0, lt=1, description="tokens to predict, as a share of a sequence's")
+    max_predictions: int | None = Field(
+        None, ge=1, description="most tokens to predict in one sequence [what --mask-share is of --seq-len]"
+    )
+    short_share: float = Field(0.1, ge=0, le=1, description="sequences cut to a random length, as a share of all")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="of hidden states and attention (BERT: 0.1); above 0 engines give other losses"
+    )
+
+    @property
+    def predictions(self) -> int:
+        """Places of a sequence that go through the masked-token head: the most that are ever masked."""
+        asked = masked_tokens(self.seq_len, self.mask_share)
+        return asked if self.max_predictions is None else min(asked, self.max_predictions)
+
+    @model_validator(mode="after")
+    def _fits_the_positions(self) -> "BertOptions":
+        positions = ENCODERS[self.model].positions
+        if self.seq_len > positions:
+            raise ValueError(
+                f"--seq-len {self.seq_len} is longer than the {positions} positions of {self.model}; "
+                f"use {positions} or less"
+            )
+        return self
+
+
+def masked_tokens(length: int, share: float) -> int:
+    """Tokens to mask in a sequence of `length` tokens: the share of it, rounded, at least 1."""
+    return max(1, int(length * share + 0.5))
