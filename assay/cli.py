@@ -155,14 +155,26 @@ def plan(
     one_job: OneJobOption = False,
     sbatch: SbatchOption = None,
     hostfile: HostfileOption = None,
+    device_memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="memory of one device, such as 80GB: what cannot fit is refused")
+    ] = None,
 ) -> None:
-    """Print every case's exact command, environment and world, and the jobs. Starts nothing, writes nothing."""
+    """Print every case's exact command, environment and world, what trainings are going to need, and the jobs.
+
+    Starts nothing, writes nothing. Memory, FLOPs and times are estimates. Exit code 2 if a training cannot fit.
+    """
     import os
 
     from assay.launchers.choice import runs_in_jobs
+    from assay.planning import misfits, print_plan
     from assay.runner import plan as plan_cases
     from assay.undertaking import read_suite
+    from assay.units import parse_size
 
+    try:
+        available = parse_size(device_memory) if device_memory else None
+    except ValueError as error:
+        raise BadInput(f"--device-memory: {error}") from None
     loaded = read_suite(
         suite, option or [], launch_settings(launcher, nodes, per_node, spawn, one_job, sbatch, hostfile, False)
     )
@@ -172,6 +184,7 @@ def plan(
         for name, value in item.command.env.items():
             print(f"    {name}={value}")
         print(f"    {shlex.join(item.command.argv)}")
+        print_plan(case)
     if runs_in_jobs(loaded.file, os.environ):
         from assay.jobs import groups
         from assay.launchers.sbatch import render
@@ -179,6 +192,9 @@ def plan(
         for group in groups(loaded, Path("runs/RUN")):
             print(f"{group.job.file}:")
             print("".join(f"    {line}\n" for line in render(group.job).splitlines()), end="")
+    lacking = misfits(loaded, available)
+    if lacking:
+        raise BadInput("\n".join(lacking))
 
 
 @app.command("list")

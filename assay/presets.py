@@ -16,7 +16,8 @@ class ModelShape:
     - "gpt": learned positions, LayerNorm, GELU feed-forward of two matrices, biases everywhere (GPT-2 and GPT-3).
 
     positions: longest sequence that the published model was trained on, and for "gpt" the rows of its position table.
-    tied: input and output embedding share one matrix. Raises ValueError if the heads do not divide what they must.
+    tied: input and output embedding share one matrix. Raises ValueError if the heads do not divide what they must or the
+    heads' dimension is odd where it must not be.
     """
 
     name: str
@@ -39,6 +40,8 @@ class ModelShape:
             raise ValueError(f"{self.name}: {self.heads} heads cannot share {self.kv_heads} key-value heads equally")
         if self.family == "gpt" and self.kv_heads != self.heads:
             raise ValueError(f"{self.name}: a GPT has as many key-value heads as heads, not {self.kv_heads}")
+        if self.family != "gpt" and self.head_dim % 2:
+            raise ValueError(f"{self.name}: rotary positions need an even head dimension, not {self.head_dim}")
 
     @property
     def head_dim(self) -> int:

@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from assay.clock import now
 from assay.device import HostDevice
 from assay.estimates import median_interval
@@ -22,7 +24,9 @@ from assay.options import PretrainOptions
 from assay.ranks import Session
 from assay.record import Header
 from assay.recorder import Recorder
+from assay.training.course import training_tags
 from assay.training.journal import Journal
+from assay.training.loop import Step
 from assay.world import World
 
 STEP_LIMIT, CALL_LIMIT = 20e-6, 1e-6
@@ -52,7 +56,8 @@ def steps(recorder: Recorder) -> Callable[[], None]:
     """The instruments of one training step of workloads/pretrain.py: its clock and its journal, progress lines included."""
     world = World(0, 1, 0, 1, "none", ("host",), True)
     options = PretrainOptions(steps=ROUNDS * SAMPLES, warmup_steps=0)
-    tags = {"model": options.model, "engine": options.engine, "data": options.data, "dtype": options.dtype}
+    tags = training_tags(options, model=options.model, data=options.data)
+    taken = Step(torch.tensor(1.0), torch.tensor(1.0), 1024)
     journal = Journal(Session(world, HostDevice(), recorder), options, tags)
     done = itertools.count()
 
@@ -60,7 +65,7 @@ def steps(recorder: Recorder) -> Callable[[], None]:
         last = now()
         for _ in range(ROUNDS):
             end = now()
-            journal.add(next(done), end - last, 1.0, 1.0)
+            journal.add(next(done), end - last, taken)
             last = end
 
     return loop

@@ -13,13 +13,17 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from assay.errors import RunFailed
-from assay.options.base import ScriptOptions, validate
-from assay.presets import ModelShape
+from assay.options import PretrainOptions
+from assay.options.base import validate
+from assay.presets import MODELS, ModelShape
 from assay.ranks import Session, session
-from assay.training.engines import ENGINES
-from assay.training.loop import next_token_losses
-from assay.training.model import build_model
-from assay.training.weights import canonical_name, initialise
+from assay.training.causal import CausalTask
+from assay.training.data import DummyData
+from assay.training.engines import ENGINES, Engine, Setting
+from assay.training.engines.native import Plain
+from assay.training.loop import Job, accumulate_gradients, prove_engine
+from assay.training.task import Task
+from assay.training.weights import canonical_name
 
 # Odd sizes, so that ranks get unequal shards; a tied matrix, grouped heads, biases.
 SHAPES = (
@@ -33,38 +37,61 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def describe(module: nn.Module) -> dict[str, object]:
+def job_of(engine: str, shape: ModelShape, here: Session) -> Job:
+    MODELS[shape.name] = shape
+    given = {"model": shape.name, "engine": engine, "seq_len": 16, "micro_batch": 1, "global_batch": 4, "seed": 7}
+    options = validate(PretrainOptions, {**given, "data": "dummy", "device": "cpu"})
+    task = CausalTask(options, DummyData(7, 256, 16))
+    made = ENGINES[engine](Setting(options, task, here.world, here.device))
+    return Job(options, made, task, here.world, here.device)
+
+
+def describe(module: nn.Module, task: Task) -> dict[str, object]:
     """Hash of each whole parameter under its canonical name, and the loss on fixed tokens."""
     hashes = {
         canonical_name(name): hashlib.sha256(whole(parameter.detach()).contiguous().numpy().tobytes()).hexdigest()
         for name, parameter in module.named_parameters()
     }
     with torch.no_grad():
-        loss = next_token_losses(module, torch.arange(2 * 17).view(2, 17) % 256).mean()
+        loss = task.loss_sums(module, {"rows": torch.arange(2 * 17).view(2, 17) % 256})["loss"] / 32
     return {"weights": hashes, "loss": float(loss)}
 
 
-def refusal(engine: str, module: nn.Module, here: Session) -> str:
+def refusal(job: Job) -> str:
     """What the engine says when ranks did not exchange gradients on data of their own."""
-    rows = torch.arange(17).view(1, 17) + here.world.rank
-    with ENGINES[engine].backward(module, last=False):
-        next_token_losses(module, rows).mean().backward()  # type: ignore[no-untyped-call] # untyped in torch
+    original = job.engine.accumulating
+    job.engine.accumulating = lambda last: original(False)  # type: ignore[method-assign] # as if the last pass never came
+    accumulate_gradients(job, 0)
     try:
-        return ENGINES[engine].assert_engaged(module, here.world)
+        return job.engine.assert_engaged()
+    except RunFailed as error:
+        return str(error)
+
+
+def deaf(here: Session) -> str:
+    """What is said of an engine that looks right but exchanges nothing."""
+    job = job_of("ddp", SHAPES[0], here)
+
+    class Apart(Plain):
+        def assert_engaged(self) -> str:
+            return "looks right"
+
+    engine: Engine = Apart(Setting(job.options, job.task, here.world, here.device))
+    try:
+        return prove_engine(Job(job.options, engine, job.task, here.world, here.device))
     except RunFailed as error:
         return str(error)
 
 
 def main() -> None:
-    engines = ("ddp", "fsdp")
     found: dict[str, object] = {}
-    with session(validate(ScriptOptions, {"device": "cpu"}), "tests/ranks_weights") as here:
-        for engine in engines:
+    with session(validate(PretrainOptions, {"device": "cpu", "engine": "ddp"}), "tests/ranks_weights") as here:
+        for engine in ("ddp", "fsdp"):
             for shape in SHAPES:
-                model = build_model(shape, 16, torch.float32)
-                module = ENGINES[engine].spread(model, lambda made: initialise(made, 7), here.world, here.device)
-                found[f"{engine} {shape.name}"] = describe(module)
-            found[f"{engine} unsynchronised"] = refusal(engine, module, here)
+                job = job_of(engine, shape, here)
+                found[f"{engine} {shape.name}"] = describe(job.engine.module, job.task)
+            found[f"{engine} unsynchronised"] = refusal(job)
+        found["deaf"] = deaf(here)
         if here.world.is_first:
             Path(sys.argv[1]).write_text(json.dumps(found))
 

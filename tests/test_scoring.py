@@ -50,7 +50,7 @@ def seed_run() -> RunResult:
 
 def test_the_seeds_own_measurements_score_1() -> None:
     card = score_run(seed_run(), load_profile("llm-evaluation-0.2.1"), load_baseline("a100-80g"))
-    (section,) = card.sections
+    (section, *_) = card.sections
     assert section.score == pytest.approx(1, abs=5e-5)
     assert len(section.rows) == 10
     assert sum(row.weight for row in section.rows) == pytest.approx(1)
@@ -62,7 +62,7 @@ def test_not_submitted_is_NA_and_counts_0_while_failed_is_0() -> None:
     profile, baseline = load_profile("llm-evaluation-0.2.1"), load_baseline("a100-80g")
     first, second, *others = whole.cases
     some = replace(whole, cases=[replace(first, status=FAILED), *others])
-    (section,) = score_run(some, profile, baseline).sections
+    (section, *_) = score_run(some, profile, baseline).sections
     assert (section.rows[0].score, section.rows[0].note) == (0.0, f"case {first.name} did not pass")
     assert (section.rows[1].score, section.rows[1].note) == (None, "not submitted")
     assert section.score == pytest.approx(0.5, abs=5e-5)
@@ -79,7 +79,7 @@ def test_twice_the_time_is_half_the_score() -> None:
 
     run = seed_run()
     half = replace(run, cases=[replace(case, figures=[slower(f) for f in case.figures]) for case in run.cases])
-    (section,) = score_run(half, load_profile("llm-evaluation-0.2.1"), load_baseline("a100-80g")).sections
+    (section, *_) = score_run(half, load_profile("llm-evaluation-0.2.1"), load_baseline("a100-80g")).sections
     assert section.score == pytest.approx(0.5, abs=5e-5)
 
 

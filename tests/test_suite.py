@@ -173,7 +173,7 @@ def test_values_are_not_bent_into_other_types(bad: str) -> None:
 
 def test_ceilings_follow_the_devices_that_cases_run_on() -> None:
     text = (
-        "assay: 1\nname: s\ncases:\n - {name: a, script: workloads/pretrain, options: {device: cpu, dtype: bfloat16}}"
+        "assay: 1\nname: s\ncases:\n - {name: a, script: workloads/pretrain, options: {device: cpu, precision: bf16}}"
     )
     limits = parse_suite(text, "s").cases[0].options.model_dump()
     assert (limits["device"], limits["dtypes"]) == ("cpu", ("bfloat16",))

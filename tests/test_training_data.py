@@ -1,17 +1,21 @@
 """Training data: the same global batch for every world, nothing held out is trained on, and sentences for bad text."""
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from assay.device import HostDevice
 from assay.errors import BadInput
 from assay.options import PretrainOptions
 from assay.options.base import validate
-from assay.training.data import Data, DummyData, TextData, open_data, train_batch
+from assay.training.causal import CausalTask
+from assay.training.data import Data, DummyData, TextData, open_data
+from assay.training.engines import Engine
+from assay.training.loop import Job
 from assay.world import World
 
 VOCAB = 300
@@ -27,11 +31,11 @@ def options(**given: object) -> PretrainOptions:
 
 
 def global_batch(data: Data, chosen: PretrainOptions, step: int, size: int) -> list[tuple[int, ...]]:
-    batches = [
-        train_batch(data, chosen, step, micro, world(rank, size), torch.device("cpu"))
-        for rank in range(size)
-        for micro in range(chosen.accumulation(size))
-    ]
+    task = CausalTask(chosen, data)
+    jobs = [Job(chosen, cast(Engine, None), task, world(rank, size), HostDevice()) for rank in range(size)]
+    shares = [job.share(step, micro) for job in jobs for micro in range(job.passes)]
+    assert sorted(position for share in shares for position in share) == list(jobs[0].positions(step))
+    batches = [task.batch(share)["rows"] for share in shares]
     assert all(batch.shape == (chosen.micro_batch, chosen.seq_len + 1) for batch in batches)
     return sorted(tuple(row) for batch in batches for row in batch.tolist())
 

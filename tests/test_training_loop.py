@@ -1,4 +1,4 @@
-"""The step: FLOPs, schedule, accumulation, evaluation, and engines that refuse to pass for another."""
+"""The step: schedule, accumulation, evaluation, and engines that refuse to pass for another."""
 
 from math import log
 
@@ -7,62 +7,43 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from assay.device import HostDevice
 from assay.errors import RunFailed
 from assay.options import PretrainOptions
 from assay.options.base import validate
-from assay.presets import ModelShape
+from assay.presets import MODELS
+from assay.training.causal import CausalTask
 from assay.training.data import DummyData
-from assay.training.engines import ENGINES, clip_gradients
-from assay.training.flops import flops_per_token
-from assay.training.loop import (
-    Job,
-    evaluate,
-    learning_rate,
-    make_optimizer,
-    next_token_losses,
-    prove_engine,
-    train_step,
-)
-from assay.training.model import build_model, count_parameters
-from assay.training.weights import initialise
+from assay.training.engines import ENGINES, Setting
+from assay.training.loop import Job, evaluate, prove_engine, train_step
+from assay.training.optimizer import clip_gradients, learning_rate
 from assay.world import World
 
-SMALL = ModelShape("small", "llama", 256, 48, 2, 6, 2, 128)
+VOCAB = MODELS["llama-tiny"].vocab
 ALONE = World(0, 1, 0, 1, "gloo", ("host",), True)
+PAIR = World(0, 2, 0, 2, "gloo", ("host", "host"), True)
 
 
 def options(**given: object) -> PretrainOptions:
-    return validate(PretrainOptions, {"data": "dummy", "seq_len": 16, **given})
+    return validate(PretrainOptions, {"data": "dummy", "seq_len": 16, "lr_warmup_steps": 0, **given})
 
 
-def make_job(chosen: PretrainOptions, shape: ModelShape = SMALL, attention: str = "sdpa") -> Job:
-    model = build_model(shape, chosen.seq_len, torch.float32, attention)
-    module = ENGINES["none"].spread(model, lambda made: initialise(made, chosen.seed), ALONE, HostDevice())
-    data = DummyData(chosen.seed, shape.vocab, chosen.seq_len)
-    return Job(chosen, module, ENGINES["none"], make_optimizer(module, chosen), data, ALONE, HostDevice())
+def make_job(chosen: PretrainOptions, held_out: int = 1 << 20) -> Job:
+    data = DummyData(chosen.seed, VOCAB, chosen.seq_len, held_out)
+    task = CausalTask(chosen, data)
+    engine = ENGINES["none"](Setting(chosen, task, ALONE, HostDevice()))
+    return Job(chosen, engine, task, ALONE, HostDevice())
 
 
-@pytest.mark.parametrize(
-    "shape",
-    [
-        ModelShape("untied", "llama", 1024, 96, 3, 6, 6, 256),
-        ModelShape("tied", "llama", 1024, 96, 3, 6, 6, 256, tied=True),
-        ModelShape("grouped", "llama", 1024, 96, 3, 6, 2, 256),
-        ModelShape("biased", "internlm", 1024, 96, 3, 6, 6, 256),
-    ],
-    ids=lambda shape: shape.name,
-)
-def test_flops_agree_with_torchs_own_counter(shape: ModelShape) -> None:
-    # Eager attention: the counter knows no formula for the CPU's fused attention and would leave it out.
-    job = make_job(options(seq_len=64), shape, attention="eager")
-    rows = torch.arange(2 * 65).view(2, 65)
-    with FlopCounterMode(display=False) as counter:
-        next_token_losses(job.module, rows).mean().backward()  # type: ignore[no-untyped-call] # untyped in torch
-    counted = counter.get_total_flops() / (2 * 64)
-    assert flops_per_token(shape, count_parameters(job.module), 64) == pytest.approx(counted, rel=0.005)
+def losses(job: Job, steps: int = 3) -> list[float]:
+    return [float(train_step(job, step).loss) for step in range(steps)]
+
+
+def mean_held_out_loss(job: Job, count: int) -> float:
+    with torch.no_grad():
+        sums, sizes = job.task.scores(job.engine.module, job.task.held_out_batch(range(count)))["eval_loss"]
+    return float(sums.sum() / sizes.sum())
 
 
 @given(
@@ -89,8 +70,43 @@ def test_accumulation_does_not_change_the_step() -> None:
     jobs = [make_job(options(global_batch=8, micro_batch=micro)) for micro in (8, 2, 1)]
     for step in range(4):
         whole, *parts = [[float(value) for value in train_step(job, step)] for job in jobs]
+        assert whole[2] == 8 * 16, "tokens of the global batch"
         for part in parts:
             assert part == pytest.approx(whole, rel=1e-5)
+
+
+def test_the_loss_is_the_mean_over_the_global_batch() -> None:
+    job = make_job(options(global_batch=6, micro_batch=2))
+    logits = job.engine.module(input_ids=job.task.batch(range(6, 12))["rows"][:, :-1]).logits
+    targets = job.task.batch(range(6, 12))["rows"][:, 1:]
+    expected = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    assert float(train_step(job, 1).loss) == pytest.approx(float(expected.detach()), rel=1e-6)
+
+
+def test_only_matrices_are_decayed() -> None:
+    # With a gradient of nothing and no learning but decay, AdamW shrinks what it decays.
+    job = make_job(options(lr=0.1, weight_decay=0.5, clip=1e-30))
+    before = {name: value.detach().clone() for name, value in job.engine.module.named_parameters()}
+    train_step(job, 0)
+    for name, value in job.engine.module.named_parameters():
+        change = (value - before[name]).abs().max()
+        assert (float(change) > 1e-4) == (value.dim() > 1), name
+
+
+@pytest.mark.parametrize("given", [{"precision": "bf16"}, {"precision": "fp16"}, {"checkpointing": True}], ids=str)
+def test_other_precisions_and_recomputation_train_the_same_model(given: dict[str, object]) -> None:
+    plain, other = make_job(options(lr=1e-2)), make_job(options(lr=1e-2, **given))
+    kept: list[torch.dtype] = []
+    layer = other.task.layers(other.engine.module)[0].get_submodule("mlp.down_proj")
+    layer.register_forward_hook(lambda _, args, out: kept.append(out.dtype))
+    mixed = "precision" in given
+    assert losses(other, 6) == pytest.approx(losses(plain, 6), rel=1e-3 if mixed else 1e-6)
+    assert {parameter.dtype for parameter in other.engine.module.parameters()} == {torch.float32}
+    assert set(kept) == {
+        {"bf16": torch.bfloat16, "fp16": torch.float16}.get(str(given.get("precision")), torch.float32)
+    }
+    # Recomputation shows: a layer's forward runs a second time in each backward.
+    assert len(kept) == 6 * 2 * (1 if mixed else 2)
 
 
 def test_gradients_are_clipped_to_the_norm_asked_for() -> None:
@@ -106,32 +122,24 @@ def test_gradients_are_clipped_to_the_norm_asked_for() -> None:
 def test_proving_the_engine_leaves_no_trace() -> None:
     fresh, proved = make_job(options()), make_job(options())
     assert prove_engine(proved) == "one rank, model not wrapped"
-    assert [float(x) for x in train_step(fresh, 0)] == [float(x) for x in train_step(proved, 0)]
+    assert losses(fresh) == losses(proved)
 
 
 def test_evaluation_is_the_mean_over_held_out_sequences() -> None:
     job = make_job(options(global_batch=4, micro_batch=4, eval_batches=2))
-    rows = torch.stack([torch.from_numpy(job.data.held_out_row(index)) for index in range(8)])
-    with torch.no_grad():
-        expected = float(next_token_losses(job.module, rows).mean())
-    assert evaluate(job) == pytest.approx(expected, rel=1e-6)
-    assert expected == pytest.approx(log(SMALL.vocab), rel=0.02), "an untrained model knows nothing"
-    assert evaluate(make_job(options(eval_batches=0))) is None
+    expected = mean_held_out_loss(job, 8)
+    assert evaluate(job) == {"eval_loss": pytest.approx(expected, rel=1e-6)}
+    assert expected == pytest.approx(log(VOCAB), rel=0.02), "an untrained model knows nothing"
+    assert evaluate(make_job(options(eval_batches=0))) == {}
 
 
 def test_evaluation_counts_no_sequence_twice() -> None:
-    job = make_job(options(global_batch=4, micro_batch=4, eval_batches=2))
-    few = DummyData(1, SMALL.vocab, 16, held_out=5)
-    job = Job(job.options, job.module, job.engine, job.optimizer, few, job.world, job.device)
-    rows = torch.stack([torch.from_numpy(few.held_out_row(index)) for index in range(5)])
-    with torch.no_grad():
-        expected = float(next_token_losses(job.module, rows).mean())
-    assert evaluate(job) == pytest.approx(expected, rel=1e-6)
+    job = make_job(options(global_batch=4, micro_batch=4, eval_batches=2), held_out=5)
+    assert evaluate(job) == {"eval_loss": pytest.approx(mean_held_out_loss(job, 5), rel=1e-6)}
 
 
-@pytest.mark.parametrize("engine", ["none", "ddp", "fsdp"])
-def test_a_bare_model_on_two_ranks_passes_for_no_engine(engine: str) -> None:
+def test_a_bare_model_on_two_ranks_passes_for_no_engine() -> None:
     job = make_job(options())
-    pair = World(0, 2, 0, 2, "gloo", ("host", "host"), True)
-    with pytest.raises(RunFailed, match=f"engine {engine} did not engage"):
-        ENGINES[engine].assert_engaged(job.module, pair)
+    setting = Setting(options(), job.task, PAIR, HostDevice())
+    with pytest.raises(RunFailed, match="engine none did not engage: the world has 2 ranks"):
+        ENGINES["none"](setting).assert_engaged()

@@ -37,8 +37,12 @@ class BertOptions(TrainingOptions):
     @property
     def predictions(self) -> int:
         """Places of a sequence that go through the masked-token head: the most that are ever masked."""
-        asked = masked_tokens(self.seq_len, self.mask_share)
-        return asked if self.max_predictions is None else min(asked, self.max_predictions)
+        return self.masked(self.seq_len)
+
+    def masked(self, length: int) -> int:
+        """Tokens that are masked in a sequence of `length`, [CLS] and both [SEP] counted: at least 1, none of those 3."""
+        asked = max(1, int(length * self.mask_share + 0.5))
+        return min(asked, length - 3, self.max_predictions or asked)
 
     @model_validator(mode="after")
     def _fits_the_positions(self) -> "BertOptions":
@@ -49,8 +53,3 @@ class BertOptions(TrainingOptions):
                 f"use {positions} or less"
             )
         return self
-
-
-def masked_tokens(length: int, share: float) -> int:
-    """Tokens to mask in a sequence of `length` tokens: the share of it, rounded, at least 1."""
-    return max(1, int(length * share + 0.5))

@@ -29,17 +29,22 @@ class TrainingOptions(ScriptOptions):
     precision: Precision = Field(
         "fp32", description="fp32, tf32, bf16 or fp16 (loss scaling); weights and optimizer states stay float32"
     )
-    checkpointing: bool = Field(False, description="keep each layer's input only, and compute the rest again in backward")
+    checkpointing: bool = Field(
+        False, description="keep each layer's input only, and compute the rest again in backward"
+    )
     compile: bool = Field(False, description="torch.compile of each layer and of the loss")
     weights: PathText | None = Field(
-        None, description="folder of a Hugging Face model (config.json, *.safetensors) to start from [generated weights]"
+        None,
+        description="folder of a Hugging Face model (config.json, *.safetensors) to start from [generated weights]",
     )
     steps: int = Field(100, ge=1, description="measured steps")
     warmup_steps: int = Field(
         5, ge=0, lt=50, description="steps before the measured ones; recorded, not counted in TGS"
     )
     phase_steps: int = Field(
-        3, ge=0, description="further steps, not measured, that are taken apart: data, forward, backward, optimizer; 0: none"
+        3,
+        ge=0,
+        description="further steps, not measured, that are taken apart: data, forward, backward, optimizer; 0: none",
     )
     global_batch: int = Field(8, ge=1, description="sequences per step over all ranks")
     micro_batch: int = Field(4, ge=1, description="sequences per forward pass of one rank")

@@ -1,4 +1,4 @@
-"""The chapters of cases that are no sweeps: training (loss curve, step times, figures) and everything else."""
+"""Cases that are no sweeps: their charts, and the chapters of those that have none of their own."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,17 +28,6 @@ def is_training(case: CaseResult) -> bool:
 def plain_figures(case: CaseResult) -> list[Figure]:
     """The figures of a case that are neither points of a sweep nor fitted to one."""
     return [figure for figure in case.figures if not is_of_sweep(figure) and figure.metric not in FITTED]
-
-
-def training_chapter(result: RunResult) -> Chapter:
-    """Per trained case: loss over steps, distribution of step times, further curves, figures."""
-    parts = [_part(case, result) for case in result.cases if is_training(case)]
-    lead = (
-        "Loss per step with the warm-up shaded, and how the times of the measured steps are distributed."
-        if parts
-        else "No case of this run trained a model."
-    )
-    return Chapter("training", "Training", lead, parts)
 
 
 def other_chapter(result: RunResult) -> Chapter:

@@ -8,7 +8,9 @@ from assay.units import format_size, si_scale, significant_places
 
 _PERCENT = {
     "mfu",
+    "mfu_datasheet",
     "hfu",
+    "nsp_accuracy",
     "stolen_share",
     "throttled_share",
     "utilisation_mean",

@@ -1,10 +1,12 @@
 """The score tables on a terminal or in a log."""
 
+from collections.abc import Sequence
+
 from rich.table import Table
 from rich.text import Text
 
 from assay.report.text import line
-from assay.scoring.result import Scorecard, Section
+from assay.scoring.result import Row, Scorecard, Section
 from assay.units import format_si
 
 
@@ -29,9 +31,20 @@ def _table(card: Scorecard, section: Section) -> Table:
         table.add_row(
             Text(line(row.label)),
             f"{row.weight:.2%}",
-            format_si(row.measured, row.unit),
-            format_si(row.baseline, row.unit),
+            _figures([part.measured for part in row.configurations] or [row.measured], row),
+            _figures([part.baseline for part in row.configurations] or [row.baseline], row),
             "NA" if row.score is None else f"{row.score:.4f}",
-            Text(line(row.note)),
+            Text(line(_note(row), 200)),
         )
     return table
+
+
+def _figures(values: Sequence[float | None], row: Row) -> str:
+    if row.checks:
+        return "–"  # a function test has several, which the note names
+    return " / ".join(format_si(value, row.unit) for value in values)
+
+
+def _note(row: Row) -> str:
+    told = [f"{part.title}: {part.note}" for part in row.configurations if part.note]
+    return "; ".join([*([row.note] if row.note else []), *told])

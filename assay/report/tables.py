@@ -9,14 +9,16 @@ from assay.report.communication import communication_chapter
 from assay.report.fitness import fitness_part
 from assay.report.latency import latency_parts
 from assay.report.links import links_chapter
-from assay.report.measurements import other_chapter, sensor_chapter, training_chapter
+from assay.report.measurements import other_chapter, sensor_chapter
 from assay.report.overlap import overlap_part
-from assay.report.quantities import count_of, number, percent, quantity
+from assay.report.quantities import count_of, number, quantity
 from assay.report.roofline import roofline_part
+from assay.report.sections import section_part
 from assay.report.specifications import specification_chapter
 from assay.report.text import line
+from assay.report.training import finetuning_chapter, sections_of, training_chapter
 from assay.report.verdict import KeyFigure, key_figures, score_text, state_of
-from assay.scoring.result import Doubt, Row, RunResult, Section
+from assay.scoring.result import Doubt, RunResult
 from assay.units import format_duration
 
 _HOST = {
@@ -62,6 +64,7 @@ def chapters(result: RunResult) -> list[Chapter]:
         _communication(result),
         links_chapter([(case.name, case.survey) for case in result.cases if case.survey]),
         training_chapter(result),
+        finetuning_chapter(result),
         other_chapter(result),
         sensor_chapter(result),
         _scores(result),
@@ -177,38 +180,20 @@ def _scores(result: RunResult) -> Chapter:
         return Chapter("scores", "Scores", lead, [unscored] if shares else [])
     source = f" ({card.baseline_source})" if card.baseline_source else ""
     lead = f"Profile {card.profile}, baseline {card.baseline}{source}. {_RULE}"
-    parts = [_score_part(section) for section in card.sections]
+    elsewhere = {
+        section.key: name
+        for anchor, name in (("training", "Training"), ("finetuning", "Fine-tuning"))
+        for section in sections_of(result, anchor)
+    }
+    parts = [
+        Part(section.title, f"Score {score_text(section.score)}: see chapter {elsewhere[section.key]}.")
+        if section.key in elsewhere
+        else section_part(section)
+        for section in card.sections
+    ]
     if shares and all(section.score is None for section in card.sections):
         parts.append(unscored)
     return Chapter("scores", "Scores", lead, parts)
-
-
-def _score_part(section: Section) -> Part:
-    columns = [
-        Column("Test"),
-        *(Column(name, numeric=True) for name in ("Weight", "Measured", "Baseline", "Ratio", "Score")),
-    ]
-    lead = f"Score {score_text(section.score)}" + (f": {section.note}" if section.note else "")
-    rows = [_score_row(row) for row in section.rows]
-    return Part(
-        section.title,
-        lead,
-        tables=[Table(f"{section.title}: scores", columns, rows)] if rows else [],
-        code=section.formula,
-    )
-
-
-def _score_row(row: Row) -> list[Cell]:
-    missing = Cell("NA", "", "quiet")
-    note = row.note or ("not submitted, counts 0" if row.score is None else "")
-    return [
-        Cell(row.label),
-        Cell(percent(row.weight)),
-        missing if row.measured is None else Cell(quantity(row.measured, row.unit)),
-        missing if row.baseline is None else Cell(quantity(row.baseline, row.unit)),
-        missing if row.ratio is None else Cell(number(row.ratio)),
-        Cell(score_text(row.score), note, "quiet" if row.score is None else "bad" if row.score == 0 else ""),
-    ]
 
 
 def _doubts(result: RunResult) -> Chapter:

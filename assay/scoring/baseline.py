@@ -1,31 +1,34 @@
-"""Profiles (formulas and weights) and baselines (figures to score against): YAML data, checked strictly."""
+"""Baselines (figures and loss curves to score against), and how they and profiles are read: YAML data, checked strictly."""
 
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError, field_validator
 
 from assay.errors import BadInput
 from assay.options.base import nearest, problems
-from assay.scoring.result import RunResult
+from assay.scoring.profile_format import Data, Profile
+from assay.scoring.result import CaseResult, Figure, RunResult
 from assay.scoring.specifications import PARAMETERS, parameter_rows
 
 # Tags that make two figures the same measurement. Others (backend, device) are what is being compared.
-MATCHED = ("op", "bytes", "world", "dtype", "model", "engine", "data", "seq_len", "global_batch", "micro_batch")
+MATCHED = (
+    *("op", "bytes", "world", "dtype", "model", "method", "int8", "engine", "data"),
+    *("seq_len", "cutoff", "global_batch", "micro_batch"),
+)
 # Tags of a collective that is done in another way than usual: it is compared with its like only, never with the plain one.
 VARIANTS = ("redop", "groups", "asynchronous", "coalesced", "graph", "matrix")
 PLACED = ("placement", "buffers")  # where the data lie: told apart by a baseline that tells them apart
 RECORDED = ("throughput_deepspeed", "tgs")  # figures that a profile can score
+CURVE_STEPS = 10_000  # of a loss curve that are kept: more would take long to read, and function tests end before
 
 
-class _Data(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class BaselineFigure(_Data):
+class BaselineFigure(Data):
     """One figure of a baseline, in base units. low, high: its interval where the source gives one."""
 
     metric: str
@@ -38,14 +41,27 @@ class BaselineFigure(_Data):
     match: dict[str, str | int | float | bool | None]
 
 
-class Baseline(_Data):
-    """Figures of one machine with their source. specifications: basic technical parameters, shown beside and not scored."""
+class BaselineCurve(Data):
+    """The loss of every step of a training, from `first_step` on: what the variance of another run's loss is taken against."""
+
+    metric: Literal["loss"]
+    first_step: int = Field(ge=0)
+    samples: list[float] = Field(min_length=2)
+    match: dict[str, str | int | float | bool | None]
+
+
+class Baseline(Data):
+    """Figures of one machine with their source. specifications: basic technical parameters, shown beside and not scored.
+
+    curves: loss curves of its trainings.
+    """
 
     schema_: Literal["assay-baseline/1"] = Field(alias="schema")
     name: str
     title: str
     source: str
     figures: list[BaselineFigure]
+    curves: list[BaselineCurve] = Field(default_factory=list)
     specifications: dict[str, float] = Field(default_factory=dict)
 
     @field_validator("specifications")
@@ -60,34 +76,9 @@ class Baseline(_Data):
         return given
 
 
-class ProfileRow(_Data):
-    """One row of a section: how much it weighs and what measurement it wants."""
-
-    weight: float = Field(gt=0)
-    match: dict[str, str | int | float | bool | None]
-
-
-class ProfileSection(_Data):
-    """One scored part. rows: "baseline" takes every figure of the baseline with the section's metric, equally weighted."""
-
-    key: str
-    title: str
-    metric: Literal["throughput_deepspeed", "tgs"]
-    rows: list[ProfileRow] | Literal["baseline"]
-
-
-class Profile(_Data):
-    """Which figures make which score. baseline: the one used when none is named."""
-
-    schema_: Literal["assay-profile/1"] = Field(alias="schema")
-    name: str
-    title: str
-    source: str
-    baseline: str | None
-    sections: list[ProfileSection]
-
-
 D = TypeVar("D", Baseline, Profile)
+Steps = NDArray[np.int64]
+Losses = NDArray[np.float64]
 
 
 def load_profile(name: str) -> Profile:
@@ -130,24 +121,25 @@ def _load(name: str, kind: Literal["profiles", "baselines"], model: type[D]) -> 
 
 
 def record_baseline(result: RunResult, name: str) -> dict[str, Any]:
-    """A baseline document of every figure of `result` that a profile can score. Raises BadInput if there is none.
+    """A baseline document: every figure of `result` that a profile can score, and the loss curves of its trainings.
 
-    What was measured twice (by two cases, or over two transports) counts as it was measured first, as in a score.
+    What was measured twice (by two cases, or over two transports) counts as it was measured first, as in a score. Raises
+    BadInput if there is nothing to record.
     """
     figures: list[dict[str, Any]] = []
-    for case in result.cases:
-        if case.status is None or case.status.state != "passed":
-            continue
+    curves: list[dict[str, Any]] = []
+    passed = [case for case in result.cases if case.status is not None and case.status.state == "passed"]
+    for case in passed:
         for figure in case.figures:
             if figure.metric in RECORDED and figure.estimate is not None:
-                match = matched(figure.tags)
+                match = _match_of(case, figure)
                 if any(known["metric"] == figure.metric and known["match"] == match for known in figures):
                     continue
                 item: dict[str, Any] = {"metric": figure.metric, "unit": figure.unit, "value": figure.estimate.value}
                 if figure.estimate.low is not None:
                     item |= {"low": figure.estimate.low, "high": figure.estimate.high}
                 figures.append({**item, "match": match})
-    passed = [case for case in result.cases if case.status is not None and case.status.state == "passed"]
+                curves += _loss_curve(case, match) if figure.metric == "tgs" else []
     specifications = {
         row.parameter.key: row.figure.value for row in parameter_rows(passed, {}, {}) if row.figure and row.figure.value
     }
@@ -160,8 +152,34 @@ def record_baseline(result: RunResult, name: str) -> dict[str, Any]:
         "title": f"{host.get('cpu') or 'unknown'}, {result.document.get('suite', {}).get('name', 'run')}",
         "source": f"assay run of {result.document.get('created', 'unknown date')}",
         "figures": figures,
+        "curves": curves,
         "specifications": specifications,
     }
+
+
+def _match_of(case: CaseResult, figure: Figure) -> dict[str, Any]:
+    # One model may be pretrained and fine-tuned in a run: which script it was tells the two apart.
+    script = {"script": case.script} if figure.metric == "tgs" else {}
+    return {**matched(figure.tags), **script, **case.labels}
+
+
+def loss_of(case: CaseResult) -> tuple[Steps, Losses]:
+    """The steps of a training in order, warm-up first, and the loss of each; both empty where none was recorded."""
+    found = [curve for curve in case.curves if curve.metric == "loss" and curve.steps is not None]
+    if not found:
+        return np.zeros(0, dtype=np.int64), np.zeros(0)
+    steps = np.concatenate([curve.steps for curve in found if curve.steps is not None])
+    order = np.argsort(steps, kind="stable")
+    return steps[order], np.concatenate([curve.samples for curve in found])[order]
+
+
+def _loss_curve(case: CaseResult, match: Mapping[str, Any]) -> list[dict[str, Any]]:
+    steps, losses = loss_of(case)
+    whole = steps.size > 1 and bool((np.diff(steps) == 1).all() and np.isfinite(losses).all())
+    if not whole:
+        return []
+    kept = [float(value) for value in losses[:CURVE_STEPS]]
+    return [{"metric": "loss", "first_step": int(steps[0]), "samples": kept, "match": dict(match)}]
 
 
 def matched(tags: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ COARSE = 1e-6  # s; calls shorter than this are mostly the clock's own cost
 ADVICE = {
     "wrong_data": "do not use any figure of this case; find the faulty link, library or device first",
     arrival.KIND: arrival.ADVICE,
+    "slow_training_rank": "look at that rank's host and device (other load, clocks, heat, its disk); every step waits for it",
     **links.ADVICE,
     "imported": "for intervals and percentiles measure with comms/bench.py on the same machine",
     "smoke_sizes": "take it as a proof that everything runs; run the suite itself for figures",
@@ -82,6 +83,7 @@ def of_case(case: CaseResult, files: list[RankFile], cores: int | None) -> list[
     named = [*arrival.doubts(case.late), *slow]
     found += [doubt(kind, case.name, subject, message) for kind, subject, message in named]
     found += _wider_than_asked(case)
+    found += _slow_training_rank(case)
     for file in files:
         if file.garbage:
             message = f"{len(file.garbage)} lines are no records; first: {file.garbage[0]}"
@@ -251,6 +253,17 @@ def _wider_than_asked(case: CaseResult) -> list[Doubt]:
     worst, figure = max(wide, key=lambda item: item[0])
     message = f"{len(wide)} of {len(widths)} intervals are wider than ±{target:.0%}; ±{worst:.0%} for {name_of(figure)}"
     return [doubt("wider_than_asked", case.name, "intervals", message)]
+
+
+def _slow_training_rank(case: CaseResult) -> list[Doubt]:
+    slow = case.steps.slow if case.steps else None
+    if slow is None:
+        return []
+    message = (
+        f"rank {slow.rank} on {slow.host} works {format_si(slow.excess, 's')} longer than the others in all {slow.steps} "
+        f"sampled steps ({slow.share:.0%} of a step), most of it in {slow.phase}"
+    )
+    return [doubt("slow_training_rank", case.name, f"rank {slow.rank}", message)]
 
 
 def _key(figure: Figure) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ import numpy as np
 from assay.estimates import Estimate
 from assay.record import RankFile
 from assay.scoring.result import Figure
-from assay.scoring.samples import by_rank, scalar, world_of
+from assay.scoring.samples import by_rank, scalar, scaled, world_of
 from assay.scoring.sensors import GAPS, SensorFile, SensorSeries, Span, pick, with_spans, within
 
 _MEASURED = {"phase": "measured"}
@@ -80,7 +80,7 @@ def _meters(series: Sequence[SensorSeries]) -> list[SensorSeries]:
 
 def over_time(energy: Estimate, span: Span) -> Estimate:
     """Mean power (W) out of an energy (J) over its span."""
-    return _scaled(energy, 1 / (span[1] - span[0]), f"{energy.method}, over its time")
+    return scaled(energy, 1 / (span[1] - span[0]), f"{energy.method}, over its time")
 
 
 def flops_per_watt(rate: Estimate, watts: Estimate) -> Estimate:
@@ -91,11 +91,6 @@ def flops_per_watt(rate: Estimate, watts: Estimate) -> Estimate:
     if rate.high is not None and watts.low:
         high = rate.high / watts.low
     return Estimate(rate.value / watts.value, low, high, rate.samples, f"{rate.method} / {watts.method}")
-
-
-def _scaled(estimate: Estimate, factor: float, method: str) -> Estimate:
-    low, high = (None if bound is None else bound * factor for bound in (estimate.low, estimate.high))
-    return Estimate(estimate.value * factor, low, high, estimate.samples, method)
 
 
 def device_figures(sensors: Sequence[SensorFile], spans: Mapping[str, Span] | None = None) -> list[Figure]:
@@ -216,7 +211,7 @@ def derive(files: Sequence[RankFile], sensors: Sequence[SensorFile]) -> list[Fig
     count = float(tokens[min(tokens)].sum())
     energy = _sum([energy for energy, _ in found], what)
     method = f"{what}: {found[0][0].method}, over {count:.0f} tokens"
-    figures = [Figure("energy_per_token", "J/token", _scaled(energy, 1 / count, method), tags, better="lower")]
+    figures = [Figure("energy_per_token", "J/token", scaled(energy, 1 / count, method), tags, better="lower")]
     flops, reason = scalar(files, "flops_per_token")
     if flops is None:
         return [*figures, *_unknown(reason or "not recorded", tags, ("flops_per_watt", "FLOP/s/W"))]

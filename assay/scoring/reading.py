@@ -11,8 +11,20 @@ from assay.errors import BadInput
 from assay.links.survey import Survey
 from assay.record import RankFile, read_rank_file
 from assay.rundir import CaseDir, RunDir, read_document
-from assay.scoring import ceilings, comms, doubts, energy, imported, links, overlap, sensors, specifications, training
-from assay.scoring.result import CaseResult, Curve, Doubt, Figure, RunResult
+from assay.scoring import (
+    ceilings,
+    comms,
+    doubts,
+    energy,
+    imported,
+    links,
+    overlap,
+    sensors,
+    specifications,
+    steps,
+    training,
+)
+from assay.scoring.result import CaseResult, Curve, Doubt, Figure, RunResult, StepStudy
 from assay.scoring.roofline import rooflines
 from assay.scoring.sensors import SensorFile, read_sensors
 
@@ -26,13 +38,13 @@ READERS: dict[str, Reader] = {
     links.SCRIPT: links.derive,
     overlap.SCRIPT: overlap.derive,
     specifications.SCRIPT: specifications.derive,
-    "workloads/pretrain": training.derive,
+    **dict.fromkeys(training.SCRIPTS, training.derive),
     **dict.fromkeys(imported.SCRIPTS.values(), imported.derive),
 }
 # What needs the sensors beside the ranks too.
 METERED: dict[str, Callable[[list[RankFile], list[SensorFile]], list[Figure]]] = {
     specifications.SCRIPT: specifications.efficiency,
-    "workloads/pretrain": energy.derive,
+    **dict.fromkeys(training.SCRIPTS, energy.derive),
 }
 
 
@@ -76,8 +88,21 @@ def read_run(path: Path) -> RunResult:
         )
         unknown: Survey | None = None
         survey = _guarded(case, partial(_survey, case, files), unknown, noted)
+        unstudied: StepStudy | None = None
+        studied = (
+            _guarded(case, partial(steps.study, files), unstudied, noted)
+            if case.script in training.SCRIPTS
+            else unstudied
+        )
         known = replace(
-            case, figures=figures, curves=curves, sensed=sensed, late=late, survey=survey, about=_about(files)
+            case,
+            figures=figures,
+            curves=curves,
+            sensed=sensed,
+            late=late,
+            survey=survey,
+            steps=studied,
+            about=_about(files),
         )
         noted += doubts.of_case(known, files, document["host"].get("cores_usable"))
         cases.append(doubts.beside_figures(known, [item for item in noted if item.case == case.name]))
@@ -136,6 +161,7 @@ def _open_case(folder: CaseDir, resolved: Mapping[str, Any]) -> tuple[CaseResult
         script=str(resolved.get("script", "")),
         world=int(resolved.get("world", 0)),
         options=resolved.get("options", {}),
+        labels=resolved.get("labels") or {},
         status=status,
         attempts=len(folder.attempts()),
     )

@@ -86,7 +86,8 @@ class StepOutlier:
 class SlowRank:
     """A rank whose own work in the sampled steps takes longer than all others'.
 
-    excess: s a step beyond the median of the others, the least of the `steps` sampled. phase: where most of it lies.
+    excess: s a step beyond the median of the others, mean over the `steps` sampled; share: of such a step. phase: where
+    most of it lies.
     """
 
     rank: int
@@ -221,13 +222,17 @@ class Section:
 
 @dataclass(frozen=True)
 class Scorecard:
-    """All sections against one baseline under one profile. curves: case → the loss of the baseline's like training."""
+    """All sections against one baseline under one profile.
+
+    curves: case → the loss curve of the baseline's like training. deviations: case → loss_variance against that curve.
+    """
 
     profile: str
     baseline: str
     baseline_source: str
     sections: list[Section]
     curves: Mapping[str, Curve] = field(default_factory=dict)
+    deviations: Mapping[str, Figure] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,12 @@ def rate(time: Estimate, of: Callable[[float], float]) -> Estimate:
     return Estimate(of(time.value), low, high, time.samples, time.method)
 
 
+def scaled(estimate: Estimate, factor: float, method: str) -> Estimate:
+    """The estimate and its interval times a positive factor."""
+    low, high = (None if bound is None else bound * factor for bound in (estimate.low, estimate.high))
+    return Estimate(estimate.value * factor, low, high, estimate.samples, method)
+
+
 def tail_figure(metric: str, samples: Array, q: int, how: str, tags: Mapping[str, Any]) -> Figure:
     """The q-th percentile (95 or 99) of seconds; unknown, with the reason, where samples are too few to have one."""
     if samples.size < FEWEST_FOR_PERCENTILE[q]:

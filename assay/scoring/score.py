@@ -4,116 +4,152 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
-
-from assay.options import CommsOptions
-from assay.options.comms import ITEM_BYTES
-from assay.scoring.baseline import PLACED, VARIANTS, Baseline, BaselineFigure, Profile, ProfileRow, ProfileSection
-from assay.scoring.result import CaseResult, Row, RunResult, Scorecard, Section
-from assay.units import format_size
+from assay.scoring.baseline import Baseline, BaselineFigure
+from assay.scoring.function import baseline_curves, deviations, function_section
+from assay.scoring.matching import is_base, is_wanted, label_of, meant_to_measure
+from assay.scoring.profile_format import Match, Profile, ProfileRow, ProfileSection
+from assay.scoring.result import CaseResult, Configuration, Figure, Row, RunResult, Scorecard, Section
 
 _FORMULAS = {
     "throughput_deepspeed": "Σ weight × throughput / baseline",
     "tgs": "Σ weight × mean over the model's configurations of TGS / baseline",
 }
+_PRETRAINING = "workloads/pretrain"  # of what figures are in baselines that do not name their script
 
 
 def score_run(result: RunResult, profile: Profile, baseline: Baseline | None) -> Scorecard:
     """Every section of `profile`. Not submitted: NA, counts 0. Failed: 0. Without a baseline: NA."""
-    sections = [_section(result, section, baseline) for section in profile.sections]
+    sections = [
+        function_section(result, section, baseline)
+        if section.metric == "support"
+        else _section(result, section, baseline)
+        for section in profile.sections
+    ]
+    curves = baseline_curves(result, baseline)
     return Scorecard(
         profile.name,
         baseline.title if baseline else "none",
-        baseline.source if baseline else "make one of any run with `assay baseline record RUN`",
+        baseline.source if baseline else "make one of any run with `assay baseline record`",
         sections,
+        curves,
+        deviations(result, curves),
     )
 
 
 def _section(result: RunResult, section: ProfileSection, baseline: Baseline | None) -> Section:
-    figures = [item for item in baseline.figures if item.metric == section.metric] if baseline else []
-    wanted = section.rows if section.rows != "baseline" else _equal_rows(figures)
+    figures = [item for item in baseline.figures if _is_of(section, item)] if baseline else []
+    wanted = _equal_rows(figures, section) if section.from_baseline else section.rows
     total = sum(row.weight for row in wanted)
     rows = [_row(result, section, row, row.weight / total, figures) for row in wanted]
     scored = [row for row in rows if row.score is not None]
-    formula = f"{_FORMULAS[section.metric]}, weights normalised to 1"
-    if not wanted:
-        return Section(section.key, section.title, formula, rows, None, "no baseline for this part")
     score = sum(row.weight * row.score for row in scored if row.score is not None) if scored else None
-    return Section(section.key, section.title, formula, rows, score)
+    return Section(
+        section.key,
+        section.title,
+        f"{_FORMULAS[section.metric]}, weights normalised to 1",
+        rows,
+        score,
+        "" if wanted else "no baseline for this part",
+        section.metric,
+        section.chapter,
+        [column.title for column in section.columns],
+    )
 
 
-def _equal_rows(figures: Sequence[BaselineFigure]) -> list[ProfileRow]:
-    """Equal weight per model (or collective configuration); a model's weight is shared by its configurations."""
-    groups: dict[Any, list[BaselineFigure]] = defaultdict(list)
+def _is_of(section: ProfileSection, item: BaselineFigure) -> bool:
+    script = item.match.get("script", _PRETRAINING if item.metric == "tgs" else None)
+    return item.metric == section.metric and (not section.scripts or script in section.scripts)
+
+
+def _equal_rows(figures: Sequence[BaselineFigure], section: ProfileSection) -> list[ProfileRow]:
+    """Equal weight per model (or collective configuration); a model's weight is shared by its configurations.
+
+    What the section's columns tell apart is one row.
+    """
+    across = {key for column in section.columns for key in column.match}
+    groups: dict[Any, list[Match]] = defaultdict(list)
     for index, figure in enumerate(figures):
-        groups[figure.match.get("model", index)].append(figure)
+        match: Match = {key: value for key, value in figure.match.items() if key not in across}
+        members = groups[figure.match.get("model", index)]
+        members += [match] if match not in members else []
     return [
-        ProfileRow(weight=1 / len(groups) / len(members), match=figure.match)
+        ProfileRow(weight=1 / len(groups) / len(members), match=match)
         for members in groups.values()
-        for figure in members
+        for match in members
     ]
 
 
 def _row(
     result: RunResult, section: ProfileSection, row: ProfileRow, weight: float, figures: Sequence[BaselineFigure]
 ) -> Row:
+    if row.match is None:
+        return Row(row.title or "not known", weight, None, None, "", None, None, row.reason or "")
+    label, world = row.title or label_of(row.match), row.match.get("world")
+    ranks = world if isinstance(world, int) else None
+    if not section.columns:
+        one, case = _configuration(result, section, "", row.match, figures)
+        # The ratio is of two numbers; a failed case has a score without one.
+        ratio = one.score if one.measured is not None and one.baseline is not None and not one.note else None
+        return Row(label, weight, one.measured, one.baseline, one.unit, ratio, one.score, one.note, (), (), ranks, case)
+    found = [
+        _configuration(result, section, column.title, {**row.match, **column.match}, figures)
+        for column in section.columns
+    ]
+    parts = [part for part, _ in found]
+    return Row(
+        label,
+        weight,
+        None,
+        None,
+        next((part.unit for part in parts if part.unit), ""),
+        None,
+        _mean(parts),
+        "",
+        parts,
+        (),
+        ranks,
+        next((case for _, case in found if case), ""),
+    )
+
+
+def _mean(parts: Sequence[Configuration]) -> float | None:
+    """Over the configurations for which there is a baseline: of these, what was not submitted counts 0.
+
+    What has no baseline is no configuration of this test. NA where nothing could be scored.
+    """
+    if all(part.score is None for part in parts):
+        return None
+    counted = [part for part in parts if part.score is not None or part.baseline is not None]
+    return sum(part.score or 0.0 for part in counted) / len(counted)
+
+
+def _configuration(
+    result: RunResult, section: ProfileSection, title: str, wanted: Mapping[str, Any], figures: Sequence[BaselineFigure]
+) -> tuple[Configuration, str]:
+    """One measurement against its baseline, and the name of the case that gave it."""
     plainest = sorted(figures, key=lambda item: len(item.match))
-    base = next((item for item in plainest if _agrees(row.match, item.match)), None)
-    unit = base.unit if base else ""
-    label = label_of(row.match)
-    for case in result.cases:
+    base = next((item for item in plainest if is_base(item, wanted)), None)
+    unit, against = (base.unit, base.value) if base else ("", None)
+    cases = [case for case in result.cases if not section.scripts or case.script in section.scripts]
+    for case in cases:
         # Of what is measured in several places of memory, the plainest counts: it has the fewest tags.
         for figure in sorted(case.figures, key=lambda figure: len(figure.tags)):
-            if figure.metric != section.metric or not _agrees(row.match, figure.tags):
+            if figure.metric != section.metric or not is_wanted(case, figure, wanted):
                 continue
             if case.status is None or case.status.state != "passed":
-                return Row(
-                    label, weight, None, base.value if base else None, unit, None, 0.0, f"case {case.name} did not pass"
-                )
+                return Configuration(title, None, against, unit, 0.0, f"case {case.name} did not pass"), case.name
             ratio = figure.value / base.value if base and figure.value is not None else None
             note = "" if base else "no baseline"
-            return Row(label, weight, figure.value, base.value if base else None, figure.unit, ratio, ratio, note)
-    failed = next((case for case in result.cases if _meant_to_measure(case, row.match)), None)
+            share, of = _share(case, figure)
+            return Configuration(title, figure.value, against, figure.unit, ratio, note, share, of), case.name
+    failed = next((case for case in cases if meant_to_measure(case, wanted)), None)
     if failed is not None:
-        return Row(
-            label, weight, None, base.value if base else None, unit, None, 0.0, f"case {failed.name} did not pass"
-        )
-    return Row(label, weight, None, base.value if base else None, unit, None, None, "not submitted")
+        return Configuration(title, None, against, unit, 0.0, f"case {failed.name} did not pass"), failed.name
+    return Configuration(title, None, against, unit, None, "not submitted"), ""
 
 
-def _agrees(wanted: Mapping[str, Any], tags: Mapping[str, Any]) -> bool:
-    """Whether a figure is the wanted measurement: all that is wanted, and no variant that is not."""
-    return all(tags.get(key) == wanted.get(key) for key in (*wanted, *VARIANTS))
-
-
-def _meant_to_measure(case: CaseResult, wanted: Mapping[str, Any]) -> bool:
-    """Whether a case that was started, and did not pass, is the one that should have given the wanted figure."""
-    if case.status is None or case.status.state in ("passed", "skipped") or case.world != wanted.get("world"):
-        return False
-    if "op" in wanted:
-        return wanted["bytes"] in _sizes_of(case, str(wanted["op"]))
-    return all(case.options.get(key) == value for key, value in wanted.items() if key in case.options)
-
-
-def _sizes_of(case: CaseResult, op: str) -> list[int]:
-    # What the case would have swept, had it not failed.
-    try:
-        options = CommsOptions.model_validate(case.options)
-    except ValidationError:
-        return []
-    if op not in options.ops:
-        return []
-    group = len(options.groups(case.world)[0])
-    return [size for dtype in options.dtype for size in options.sizes(op, group, ITEM_BYTES[dtype])]
-
-
-def label_of(match: Mapping[str, Any]) -> str:
-    """A row's name: `all_reduce, 8 ranks, 16 MiB`, `all_reduce, 2 ranks, 1 KiB, int32, coalesced 4`, `llama-tiny, ddp`."""
-    what = [str(match[key]) for key in ("op", "model", "engine") if key in match]
-    if "world" in match:
-        what.append(f"{match['world']} rank{'' if match['world'] == 1 else 's'}")
-    if "bytes" in match:
-        what.append(format_size(int(match["bytes"])))
-        what += [str(match["dtype"])] if match.get("dtype", "float32") != "float32" else []
-    what += [f"{key} {match[key]}" for key in (*VARIANTS, *PLACED) if key in match]
-    return ", ".join(what)
+def _share(case: CaseResult, figure: Figure) -> tuple[float | None, str | None]:
+    """The figure as a share of its ceiling; of TGS, the MFU that goes with it."""
+    if figure.metric == "tgs":
+        figure = next((one for one in case.figures if one.metric == "mfu" and one.tags == figure.tags), figure)
+    return figure.share, figure.share_of

@@ -1,7 +1,8 @@
-"""Figures of training scripts: TGS, MFU, step times, loss, perplexity, memory."""
+"""Figures of training scripts: TGS, MFU, step times, loss, perplexity, accuracy, memory."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -9,12 +10,21 @@ import numpy as np
 from assay.estimates import CONFIDENCE, Estimate, mean_of_batches, median_interval
 from assay.record import RankFile
 from assay.scoring.ceilings import find, find_figure, least_share
-from assay.scoring.result import Curve, Figure
-from assay.scoring.samples import Array, by_rank, device_of, first_step, scalar, stacked, tail_figure, world_of
+from assay.scoring.datasheet import Datasheet, find_datasheet, peak
+from assay.scoring.result import CaseResult, Curve, Figure
+from assay.scoring.samples import Array, by_rank, device_of, first_step, scalar, scaled, stacked, tail_figure, world_of
+from assay.scoring.specifications import PARAMETERS
 from assay.throughput import FINAL_STEPS, tgs
 
+SCRIPTS = ("workloads/pretrain", "workloads/bert", "workloads/finetune")
 _MEASURED = {"phase": "measured"}
-_TAG_OPTIONS = ("seq_len", "global_batch", "micro_batch")
+# Options that tell two trainings apart, where their records do not carry them as tags.
+_TAG_OPTIONS = ("seq_len", "cutoff", "global_batch", "micro_batch", "method", "int8")
+
+# Metrics of one sample that only some workloads record.
+_SOMETIMES = {"trained_parameters": "1", "base_weight_bytes": "B"}
+# What evaluation on held-out data may measure beside the loss: which way is better.
+_SCORES: dict[str, Literal["higher", "lower"]] = {"mlm_loss": "lower", "nsp_loss": "lower", "nsp_accuracy": "higher"}
 
 
 def derive(files: list[RankFile], options: Mapping[str, Any], limits: list[Figure]) -> tuple[list[Figure], list[Curve]]:
@@ -40,37 +50,53 @@ def derive(files: list[RankFile], options: Mapping[str, Any], limits: list[Figur
         Figure("step_time_p50", "s", median_interval(slowest), tags, better="lower"),
     ]
     figures += [tail_figure(f"step_time_p{q}", slowest, q, "slowest rank", tags) for q in (95, 99)]
-    figures += [_final_loss(files, tags), *_perplexity(files, tags)]
+    figures += [_final_loss(files, tags), *_perplexity(files, tags), *_evaluated(files, tags)]
     figures += [
         _largest(files, "peak_memory", "B", tags, "lower"),
         _largest(files, "setup_time", "s", tags, "lower"),
+        _tokens(files, tags),
         _known(files, "parameters", "1", tags),
         _known(files, "flops_per_token", "FLOP", tags),
     ]
-    return figures, _curves(files)
+    figures += [_known(files, metric, unit, tags) for metric, unit in _SOMETIMES.items() if _is_there(files, metric)]
+    return [*figures, *_epochs(files, options, tags)], _curves(files)
+
+
+def _epochs(files: list[RankFile], options: Mapping[str, Any], tags: Mapping[str, Any]) -> list[Figure]:
+    """Passes over the records, warm-up included: steps × global batch / records. Nothing where data have no end."""
+    records, _ = scalar(files, "records")
+    batch = options.get("global_batch")
+    if not records or not isinstance(batch, int):
+        return []
+    losses = by_rank(files, "loss", {})
+    steps = losses[min(losses)].size if losses else 0
+    method = f"{steps:,} steps × {batch:,} records / {records:,.0f} records"
+    return [Figure("epochs", "1", Estimate(steps * batch / records, None, None, 1, method), tags)]
 
 
 def _tags(files: list[RankFile], options: Mapping[str, Any], world: int) -> dict[str, Any]:
-    tags: dict[str, Any] = {"world": world}
-    for file in files:
-        for block in file.blocks:
-            if block.metric == "step_time":
-                tags |= {key: value for key, value in block.tags.items() if key != "phase"}
-                return tags | {key: options[key] for key in _TAG_OPTIONS if key in options}
-    return tags
+    chosen = {key: options[key] for key in _TAG_OPTIONS if options.get(key) is not None}
+    block = next((block for file in files for block in file.of("step_time")), None)
+    told = {key: value for key, value in block.tags.items() if key != "phase"} if block else {}
+    return {"world": world, **told, **chosen}
 
 
 def _tgs(files: list[RankFile], steps: Array) -> Estimate | None:
-    """TGS over all measured steps; its interval is that of the steps of the rank that took longest."""
+    """TGS over all measured steps; its interval is that of the steps of the rank that took longest.
+
+    Where steps differ in tokens (texts of unequal length), the interval is that of a ratio of two sums (Cochran, Sampling
+    Techniques, 6.3): from each time goes what its tokens explain, R · (tokens − mean tokens) with R = time / tokens.
+    """
     recorded = by_rank(files, "tokens", _MEASURED)
     if not recorded:
         return None
     tokens = recorded[min(recorded)][: steps.shape[1]]
     world, count = steps.shape
     value = tgs(float(tokens.sum()), list(steps[:, : tokens.size]))
-    per_step = mean_of_batches(steps[steps.sum(axis=1).argmax()], 1)
+    longest = steps[steps.sum(axis=1).argmax()][: tokens.size]
+    per_step = mean_of_batches(longest - longest.sum() / tokens.sum() * (tokens - tokens.mean()), 1)
     method = f"all tokens over all time of {count} steps"
-    if per_step.low is None or per_step.high is None:
+    if per_step.low is None or per_step.high is None or per_step.low <= 0:
         return Estimate(value, None, None, count, f"{method}; steps too few or too correlated for an interval")
     tokens_per_device = float(tokens.mean()) / world
     low, high = min(tokens_per_device / per_step.high, value), max(tokens_per_device / per_step.low, value)
@@ -84,18 +110,41 @@ def _mfu(files: list[RankFile], rate: Estimate | None, tags: Mapping[str, Any], 
     if rate is None or flops is None or ceiling is None:
         why = reason or (f"no measured GEMM ceiling in {tags.get('dtype')}" if ceiling is None else "no TGS")
         return Figure("mfu", "1", None, tags, better="higher", reason=why)
-    factor = flops / ceiling[0]
-    low = rate.low * factor if rate.low is not None else None
-    high = rate.high * factor if rate.high is not None else None
-    estimate = Estimate(rate.value * factor, low, high, rate.samples, f"TGS × FLOPs per token / {ceiling[1]}")
+    estimate = scaled(rate, flops / ceiling[0], f"TGS × FLOPs per token / {ceiling[1]}")
     bound = find_figure(limits, "gemm_rate", int(tags["world"]), device_of(files), str(tags.get("dtype")))
     least = least_share(rate.value * flops, bound)
     return Figure("mfu", "1", estimate, tags, "higher", share=estimate.value, share_of=ceiling[1], least_share=least)
 
 
+def with_printed_peaks(cases: Sequence[CaseResult], sheets: Sequence[Datasheet] | None = None) -> list[CaseResult]:
+    """The cases with `mfu_datasheet` beside each MFU whose device's printed peak is known: a second denominator, named.
+
+    sheets: datasheets of one's own; the shipped ones without.
+    """
+    return [replace(case, figures=[*case.figures, *_of_printed_peak(case, sheets)]) for case in cases]
+
+
+def _of_printed_peak(case: CaseResult, sheets: Sequence[Datasheet] | None) -> list[Figure]:
+    named = {figure.metric: figure for figure in case.figures}
+    rate, flops = named.get("tgs"), named.get("flops_per_token")
+    sheet = find_datasheet(str(case.about.get("device_name", "")), sheets)
+    if rate is None or rate.estimate is None or flops is None or flops.value is None or sheet is None:
+        return []
+    dtype = rate.tags.get("dtype")
+    keys = next(
+        (one.datasheet for one in PARAMETERS if one.metric == "gemm_rate" and one.match.get("dtype") == dtype), ()
+    )
+    printed = next((value for key in keys if (value := peak(sheet, key))), None)
+    if printed is None:
+        return []
+    name = f"datasheet {sheet.name}, {dtype}"
+    estimate = scaled(rate.estimate, flops.value / printed, f"TGS × FLOPs per token / {name}")
+    return [Figure("mfu_datasheet", "1", estimate, rate.tags, "higher", share=estimate.value, share_of=name)]
+
+
 def _final_loss(files: list[RankFile], tags: Mapping[str, Any]) -> Figure:
     losses = by_rank(files, "loss", _MEASURED)
-    if not losses:
+    if not any(values.size for values in losses.values()):
         return Figure("final_loss", "1", None, tags, better="lower", reason="no loss recorded")
     last = losses[min(losses)][-FINAL_STEPS:]
     return Figure(
@@ -108,17 +157,45 @@ def _final_loss(files: list[RankFile], tags: Mapping[str, Any]) -> Figure:
 
 
 def _perplexity(files: list[RankFile], tags: Mapping[str, Any]) -> list[Figure]:
-    """PPL = exp(mean loss per token on held-out text)."""
+    """PPL = exp(mean loss per token on held-out text); of a masked model, per masked token."""
     loss, reason = scalar(files, "eval_loss")
-    if loss is None:
-        return [Figure("ppl", "1", None, tags, better="lower", reason=reason)]
+    figures = []
     method = "mean loss per token on held-out data"
+    if loss is not None:
+        whole = "loss on held-out data" if _is_there(files, "mlm_loss") else method
+        figures = [Figure("eval_loss", "1", Estimate(loss, None, None, 1, whole), tags, better="lower")]
+    if _is_there(files, "mlm_loss"):
+        loss, reason = scalar(files, "mlm_loss")
+        method = "mean loss per masked token on held-out data"
+    if loss is None:
+        return [*figures, Figure("ppl", "1", None, tags, better="lower", reason=reason)]
     # exp overflows a float above 709; a loss like that is a diverged run, whose perplexity is infinite in effect.
     ppl = math.exp(loss) if loss < 700 else math.inf
-    return [
-        Figure("eval_loss", "1", Estimate(loss, None, None, 1, method), tags, better="lower"),
-        Figure("ppl", "1", Estimate(ppl, None, None, 1, f"exp of the {method}"), tags, better="lower"),
-    ]
+    return [*figures, Figure("ppl", "1", Estimate(ppl, None, None, 1, f"exp of the {method}"), tags, better="lower")]
+
+
+def _evaluated(files: list[RankFile], tags: Mapping[str, Any]) -> list[Figure]:
+    found = []
+    for metric, better in _SCORES.items():
+        if _is_there(files, metric):
+            value, reason = scalar(files, metric)
+            estimate = Estimate(value, None, None, 1, "on held-out data") if value is not None else None
+            found.append(Figure(metric, "1", estimate, tags, better=better, reason=reason))
+    return found
+
+
+def _is_there(files: list[RankFile], metric: str) -> bool:
+    return any(file.of(metric) for file in files)
+
+
+def _tokens(files: list[RankFile], tags: Mapping[str, Any]) -> Figure:
+    """Tokens of all measured steps, padding not counted."""
+    recorded = by_rank(files, "tokens", _MEASURED)
+    if not recorded:
+        return Figure("tokens", "tokens", None, tags, reason="no tokens recorded")
+    counts = recorded[min(recorded)]
+    method = f"sum over {counts.size:,} measured steps, padding not counted"
+    return Figure("tokens", "tokens", Estimate(float(counts.sum()), None, None, counts.size, method), tags)
 
 
 def _largest(

@@ -70,7 +70,9 @@ def finish(job: Job, here: Session, journal: Journal, tags: Mapping[str, str]) -
     for metric, value in scores.items():
         here.recorder.block(metric, "1", [value], tags)
     if not scores:
-        why = "no evaluation was asked for (--eval-batches 0)" if job.options.eval_batches == 0 else "nothing is held out"
+        why = (
+            "no evaluation was asked for (--eval-batches 0)" if job.options.eval_batches == 0 else "nothing is held out"
+        )
         here.recorder.block("eval_loss", "1", [None], tags, reason=why)
     print(
         f"final loss {journal.final_loss:.4f}, held-out {_told(scores)}\n"

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch._dynamo.utils import counters
 
 from assay.device import Device
 from assay.options import TrainingOptions
@@ -39,6 +40,12 @@ class Job:
         """The step's global batch in the endless order of sequences: step·G … step·G + G − 1, for any world."""
         return range(step * self.options.global_batch, (step + 1) * self.options.global_batch)
 
+    def share(self, step: int, micro: int) -> range:
+        """This rank's sequences of the step's pass number `micro`."""
+        first = step * self.options.global_batch
+        first += (micro * self.world.size + self.world.rank) * self.options.micro_batch
+        return range(first, first + self.options.micro_batch)
+
 
 class Step(NamedTuple):
     """What a step gave. loss: of the global batch; norm: of its gradient before clipping (scalars); tokens: no padding."""
@@ -67,12 +74,10 @@ def accumulate_gradients(job: Job, step: int, weight: float = 1.0, mark: Mark = 
 
     Returns this rank's part of the loss (the parts of all ranks sum to it), and the tokens of the whole global batch.
     """
-    positions = job.positions(step)
-    sizes = job.task.sizes(positions)
+    sizes = job.task.sizes(job.positions(step))
     total = torch.zeros((), device=job.device.torch_device)
     for micro in range(job.passes):
-        first = (micro * job.world.size + job.world.rank) * job.options.micro_batch
-        batch = to_device(job.task.batch(positions[first : first + job.options.micro_batch]), job.device)
+        batch = to_device(job.task.batch(job.share(step, micro)), job.device)
         mark("data")
         with job.engine.accumulating(last=micro == job.passes - 1):
             sums = job.task.loss_sums(job.engine.module, batch)
@@ -98,6 +103,10 @@ def prove_engine(job: Job) -> str:
     speaks = job.world.rank == job.world.size - 1
     accumulate_gradients(job, step=0, weight=float(speaks))
     proof = job.engine.assert_engaged()
+    if job.options.compile:
+        graphs = int(counters["stats"]["unique_graphs"])
+        expect(graphs > 0, job.options.engine, "--compile compiled nothing")
+        proof += f", {graphs} graphs compiled"
     heard = any(bool(gradient.any()) for gradient in job.engine.own_gradients())
     deaf = int(job.world.total(float(not heard)))
     expect(deaf == 0, job.options.engine, f"{deaf} of {job.world.size} ranks got no gradient of the last one's data")

@@ -88,7 +88,7 @@ def _waiting(job: Job) -> Iterator[_Waited]:
             waited.last_gradient = now()
 
         trained = [one for one in job.engine.module.parameters() if one.requires_grad]
-        handles = [one.register_post_accumulate_grad_hook(seen) for one in trained]
+        handles = [one.register_post_accumulate_grad_hook(seen) for one in trained]  # type: ignore[no-untyped-call] # untyped in torch
     work: Any = dist.Work
     original = work.wait
 

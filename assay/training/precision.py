@@ -46,7 +46,7 @@ def run_mixed(model: nn.Module, options: TrainingOptions, device: Device) -> Non
         with torch.autocast(device.type, dtype=dtype):
             return forward(*args, **kwargs)
 
-    model.forward = mixed  # type: ignore[method-assign] # an instance's own: DDP and FSDP then wrap it like any other
+    model.forward = mixed  # an instance's own: DDP and FSDP then wrap it like any other
 
 
 def gradient_scaler(options: TrainingOptions, device: Device) -> torch.amp.GradScaler:

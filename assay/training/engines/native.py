@@ -77,7 +77,9 @@ class Plain:
 
     def own_gradients(self) -> list[torch.Tensor]:
         """All of them."""
-        return [p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad for p in self._trained if p.grad is not None]
+        return [
+            p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad for p in self._trained if p.grad is not None
+        ]
 
     def assert_engaged(self) -> str:
         """One rank, and every parameter whole."""
@@ -114,7 +116,7 @@ class DataParallel(Plain):
         world = self._setting.world
         name = type(self.module).__name__
         expect(isinstance(self.module, DistributedDataParallel), "ddp", f"the model is {name}")
-        group = self.module.process_group.size()  # type: ignore[union-attr, operator] # just looked
+        group = self.module.process_group.size()  # type: ignore[operator] # just looked
         expect(group == world.size, "ddp", f"its process group has {group} of {world.size} ranks")
         # One sum per parameter: bit-equal gradients have equal sums, and different data cannot share them all by chance.
         own = [float(gradient.float().sum()) for gradient in self.own_gradients()]
@@ -184,6 +186,10 @@ def _in_rows(tensor: torch.Tensor | None, what: str, world: int, sharing: int) -
         expect(False, "fsdp", f"{what} is {type(tensor).__name__}, not a DTensor in rows")
     assert isinstance(tensor, DTensor)
     sizes = tuple(tensor.device_mesh.shape)
-    expect(sizes == ((world,) if sharing == world else (world // sharing, sharing)), "fsdp", f"{what} lies over {sizes} ranks")
+    expect(
+        sizes == ((world,) if sharing == world else (world // sharing, sharing)),
+        "fsdp",
+        f"{what} lies over {sizes} ranks",
+    )
     local: torch.Tensor = tensor.to_local()
     return local

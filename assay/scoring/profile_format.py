@@ -68,29 +68,39 @@ class ProfileColumn(Data):
 class ProfileSection(Data):
     """One scored part.
 
-    metric: the figure whose ratio to the baseline's is the score; `support` counts function tests instead. rows: "baseline"
-    takes every figure of the baseline with the section's metric, equally weighted. columns: a row's score is the mean over
+    metric: the figure whose ratio to the baseline's is the score; `support` counts function tests instead. from_baseline,
+    written as `rows: baseline`: every figure of the baseline with the section's metric is a row, equally weighted. columns: a row's score is the mean over
     them. scripts: whose cases count; none: those of every script. chapter: where the report shows the table.
     """
 
     key: str
     title: str
     metric: Literal["throughput_deepspeed", "tgs", "support"]
-    rows: list[ProfileRow] | Literal["baseline"]
+    rows: list[ProfileRow] = Field(default_factory=list)
+    from_baseline: bool = False
     columns: list[ProfileColumn] = Field(default_factory=list)
     scripts: list[str] = Field(default_factory=list)
     chapter: Literal["", "training", "finetuning"] = ""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("rows") == "baseline":
+            return {**given, "rows": [], "from_baseline": True}
+        return given
+
     @model_validator(mode="after")
     def _fits_together(self) -> "ProfileSection":
-        rows = self.rows if self.rows != "baseline" else []
+        if self.from_baseline == bool(self.rows):
+            raise ValueError("give rows, or `rows: baseline`")
         if self.metric == "support":
-            if self.rows == "baseline" or self.columns:
+            if self.from_baseline or self.columns:
                 raise ValueError("a section of function tests has rows of its own, and no columns")
-            bare = next((place for place, row in enumerate(rows) if row.match is not None and row.targets is None), None)
+            rows = enumerate(self.rows, 1)
+            bare = next((place for place, row in rows if row.match is not None and row.targets is None), None)
             if bare is not None:
-                raise ValueError(f"row {bare + 1} of the function tests has no targets")
-        elif any(row.targets for row in rows):
+                raise ValueError(f"row {bare} of the function tests has no targets")
+        elif any(row.targets for row in self.rows):
             raise ValueError("targets are for function tests (metric: support)")
         return self
 
@@ -104,8 +114,3 @@ class Profile(Data):
     source: str
     baseline: str | None
     sections: list[ProfileSection]
-
-
-def agrees(wanted: Match, tags: dict[str, Any]) -> bool:
-    """Whether `tags` carry all that is wanted; a tag that is not there is null."""
-    return all(tags.get(key) in value if isinstance(value, list) else tags.get(key) == value for key, value in wanted.items())
