@@ -244,13 +244,20 @@ def _combinations(
         if world != "all" and (isinstance(world, bool) or not isinstance(world, int) or world < 1):
             path = ("cases", index, "matrix", "worlds")
             raise BadInput(where.sentence(path, f"expected whole numbers above 0, got {world!r}"))
-        suffix = "".join(f"-{_slug(value)}" for _, value in combination)
+        suffix = "".join(f"-{_part(option, value)}" for option, value in combination)
         yield suffix, world, chosen
 
 
 def _singular(key: str, model: type[ScriptOptions]) -> str | None:
     known = ["world", *(name for name in model.model_fields if name not in _OWNED)]
     return next((name for name in known if key in (name, f"{name}s")), None)
+
+
+def _part(option: str, value: object) -> str:
+    """What stands for one value of a matrix in a case's name: a switch is named, on or off."""
+    if isinstance(value, bool):
+        return _slug(option if value else f"no {option}")
+    return _slug(value)
 
 
 def _slug(value: object) -> str:

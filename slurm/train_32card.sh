@@ -1,5 +1,5 @@
 #!/bin/bash
-# Pretrains LLaMA-7B and InternLM-7B on 32 devices of four nodes: suites/train-32.yaml.
+# Pretrains LLaMA, InternLM and GPT-3-style models and BERT-large on 32 devices of four nodes: suites/train-32.yaml.
 #
 #   sbatch slurm/train_32card.sh                                          in the checkout
 #   ASSAY_HOME=CHECKOUT sbatch CHECKOUT/slurm/train_32card.sh             anywhere else

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Pretrains LLaMA-7B and InternLM-7B on 8 devices of one node: suites/train-8.yaml.
+# Pretrains LLaMA-7B, InternLM-7B, a GPT of 13B and BERT-large on 8 devices of one node: suites/train-8.yaml.
 #
 #   sbatch slurm/train_8card.sh                                          in the checkout
 #   ASSAY_HOME=CHECKOUT sbatch CHECKOUT/slurm/train_8card.sh             anywhere else

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from assay.errors import RunFailed
@@ -59,8 +60,11 @@ def describe(module: nn.Module, task: Task) -> dict[str, object]:
 
 def refusal(job: Job) -> str:
     """What the engine says when ranks did not exchange gradients on data of their own."""
-    original = job.engine.accumulating
-    job.engine.accumulating = lambda last: original(False)  # type: ignore[method-assign] # as if the last pass never came
+    if isinstance(job.engine.module, FSDPModule):
+        job.engine.module.set_requires_gradient_sync(False)
+    else:
+        original = job.engine.accumulating
+        job.engine.accumulating = lambda last: original(False)  # type: ignore[method-assign] # the last pass never comes
     accumulate_gradients(job, 0)
     try:
         return job.engine.assert_engaged()

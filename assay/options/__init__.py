@@ -1,7 +1,9 @@
 """One option model per script: the suite validates with it, the script derives its command line from it."""
 
 from assay.options.base import Options, ScriptOptions, parse_command_line, problems
+from assay.options.bert import BertOptions
 from assay.options.comms import CommsOptions
+from assay.options.finetune import FinetuneOptions
 from assay.options.limits import LimitsOptions
 from assay.options.links import LinksOptions
 from assay.options.noise import NoiseOptions
@@ -18,12 +20,16 @@ SCRIPTS: dict[str, type[ScriptOptions]] = {
     "specs/bench": SpecsOptions,
     "specs/limits": LimitsOptions,
     "specs/noise": NoiseOptions,
+    "workloads/bert": BertOptions,
+    "workloads/finetune": FinetuneOptions,
     "workloads/pretrain": PretrainOptions,
 }
 
 __all__ = [
     "SCRIPTS",
+    "BertOptions",
     "CommsOptions",
+    "FinetuneOptions",
     "LimitsOptions",
     "LinksOptions",
     "NoiseOptions",

@@ -155,12 +155,9 @@ class FullyShardedParallel(Plain):
         self._setting.task.initialise(model)
         return model
 
-    @contextlib.contextmanager
-    def accumulating(self, last: bool) -> Iterator[None]:
-        """Gradients stay unreduced in all passes but the last."""
-        assert isinstance(self.module, FSDPModule)
-        self.module.set_requires_gradient_sync(last)
-        yield
+    def accumulating(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Every pass is reduced, and its rows added: unreduced, the gradients would take the memory of the whole model."""
+        return contextlib.nullcontext()
 
     def assert_engaged(self) -> str:
         """Every layer and the root sharded; each trained parameter and its reduced gradient in rows over the ranks."""

@@ -37,7 +37,7 @@ class Engine(Protocol):
         """What is called: the model as the engine wraps it."""
 
     def accumulating(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Around one forward and backward, autocast included: gradients are exchanged only in the `last` one of a step."""
+        """Around one forward and backward. Gradients are whole after the `last` one of a step; before, as the engine likes."""
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of `loss` (this pass's part of the step's loss: parts of all passes and ranks sum to it)."""
