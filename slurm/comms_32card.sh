@@ -1,11 +1,11 @@
 #!/bin/bash
 # Measures the collectives of the evaluation report on 8 and 32 devices of four nodes: suites/communication.yaml.
 #
-#   sbatch slurm/comms_32card.sh                                          in the checkout
-#   ASSAY_HOME=CHECKOUT sbatch CHECKOUT/slurm/comms_32card.sh             anywhere else
-#   sbatch slurm/comms_32card.sh -o budget=20                             with options of `assay run`
-#   sbatch -N 8 --gpus-per-node=4 slurm/comms_32card.sh                   on nodes of 4 devices
-#   ASSAY_PRESET=tiny sbatch -N 2 --time=10 slurm/comms_32card.sh              its small twin, on any allocation
+#   sbatch slurm/comms_32card.sh                                     in the checkout
+#   ASSAY_HOME=CHECKOUT sbatch CHECKOUT/slurm/comms_32card.sh        anywhere else
+#   sbatch slurm/comms_32card.sh -o budget=20                        with options of `assay run`
+#   sbatch -N 8 --gpus-per-node=4 slurm/comms_32card.sh              on nodes of 4 devices
+#   ASSAY_PRESET=tiny sbatch -N 2 --time=10 slurm/comms_32card.sh    its small twin, on any allocation
 #
 # Nothing is edited here: partition, account and qos are sbatch's options or its SBATCH_* variables; everything else of a
 # site stands in slurm/site.env (copy slurm/site.env.example). docs/slurm.md has more.

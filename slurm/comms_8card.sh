@@ -1,11 +1,11 @@
 #!/bin/bash
 # Measures the collectives of the evaluation report on 8 devices of one node: suites/communication-8.yaml.
 #
-#   sbatch slurm/comms_8card.sh                                          in the checkout
-#   ASSAY_HOME=CHECKOUT sbatch CHECKOUT/slurm/comms_8card.sh             anywhere else
-#   sbatch slurm/comms_8card.sh -o budget=20                             with options of `assay run`
-#   sbatch -N 2 --gpus-per-node=4 slurm/comms_8card.sh                   on nodes of 4 devices
-#   ASSAY_PRESET=tiny sbatch --time=10 slurm/comms_8card.sh              its small twin, seconds long
+#   sbatch slurm/comms_8card.sh                                 in the checkout
+#   ASSAY_HOME=CHECKOUT sbatch CHECKOUT/slurm/comms_8card.sh    anywhere else
+#   sbatch slurm/comms_8card.sh -o budget=20                    with options of `assay run`
+#   sbatch -N 2 --gpus-per-node=4 slurm/comms_8card.sh          on nodes of 4 devices
+#   ASSAY_PRESET=tiny sbatch --time=10 slurm/comms_8card.sh     its small twin, seconds long
 #
 # Nothing is edited here: partition, account and qos are sbatch's options or its SBATCH_* variables; everything else of a
 # site stands in slurm/site.env (copy slurm/site.env.example). docs/slurm.md has more.

@@ -1,11 +1,11 @@
 #!/bin/bash
 # Fine-tunes by Alpaca-LoRA, int8 on and off, and InternLM-7B as a whole, on 32 devices of four nodes: suites/finetune-32.yaml.
 #
-#   sbatch slurm/finetune_32card.sh                                          in the checkout
-#   ASSAY_HOME=CHECKOUT sbatch CHECKOUT/slurm/finetune_32card.sh             anywhere else
-#   sbatch slurm/finetune_32card.sh -o steps=200                             with options of `assay run`
-#   sbatch -N 8 --gpus-per-node=4 slurm/finetune_32card.sh                   on nodes of 4 devices
-#   ASSAY_PRESET=tiny sbatch -N 2 --time=10 slurm/finetune_32card.sh              its small twin, on any allocation
+#   sbatch slurm/finetune_32card.sh                                     in the checkout
+#   ASSAY_HOME=CHECKOUT sbatch CHECKOUT/slurm/finetune_32card.sh        anywhere else
+#   sbatch slurm/finetune_32card.sh -o steps=200                        with options of `assay run`
+#   sbatch -N 8 --gpus-per-node=4 slurm/finetune_32card.sh              on nodes of 4 devices
+#   ASSAY_PRESET=tiny sbatch -N 2 --time=10 slurm/finetune_32card.sh    its small twin, on any allocation
 #
 # Nothing is edited here: partition, account and qos are sbatch's options or its SBATCH_* variables; everything else of a
 # site stands in slurm/site.env (copy slurm/site.env.example). docs/slurm.md has more.

@@ -1,11 +1,11 @@
 #!/bin/bash
 # Pretrains the 65B and 70B models and GPT-3-style 175B on 128 devices of sixteen nodes: suites/train-128.yaml.
 #
-#   sbatch slurm/train_128card.sh                                          in the checkout
-#   ASSAY_HOME=CHECKOUT sbatch CHECKOUT/slurm/train_128card.sh             anywhere else
-#   sbatch slurm/train_128card.sh -o steps=200                             with options of `assay run`
-#   sbatch -N 32 --gpus-per-node=4 slurm/train_128card.sh                   on nodes of 4 devices
-#   ASSAY_PRESET=tiny sbatch -N 2 --time=10 slurm/train_128card.sh              its small twin, on any allocation
+#   sbatch slurm/train_128card.sh                                     in the checkout
+#   ASSAY_HOME=CHECKOUT sbatch CHECKOUT/slurm/train_128card.sh        anywhere else
+#   sbatch slurm/train_128card.sh -o steps=200                        with options of `assay run`
+#   sbatch -N 32 --gpus-per-node=4 slurm/train_128card.sh             on nodes of 4 devices
+#   ASSAY_PRESET=tiny sbatch -N 2 --time=10 slurm/train_128card.sh    its small twin, on any allocation
 #
 # Nothing is edited here: partition, account and qos are sbatch's options or its SBATCH_* variables; everything else of a
 # site stands in slurm/site.env (copy slurm/site.env.example). docs/slurm.md has more.

@@ -31,6 +31,9 @@ else:
 SCRIPTS = {
     "train_8card": ("train-8", "train-tiny"),
     "train_32card": ("train-32", "train-tiny"),
+    "train_128card": ("train-128", "train-tiny"),
+    "finetune_8card": ("finetune-8", "finetune-tiny"),
+    "finetune_32card": ("finetune-32", "finetune-tiny"),
     "comms_8card": ("communication-8", "communication-tiny"),
     "comms_32card": ("communication", "communication-tiny"),
 }
@@ -316,10 +319,17 @@ def test_twins_are_marked_as_such_and_what_differs_between_8_and_32_cards_is_the
     for full, tiny in SCRIPTS.values():
         assert written[tiny]["smoke_of"].split("-")[0] == full.split("-")[0]
         assert all(case["world"] == "all" for case in written[tiny]["cases"])
-    (small,), (large,) = written["train-8"]["cases"], written["train-32"]["cases"]
-    assert large["options"].pop("global_batch") == 4 * small["options"].pop("global_batch")
-    assert (large.pop("world"), small.pop("world")) == (32, 8)
-    assert small == large
+    for name in ("pretrain", "bert"):
+        small, large = (
+            next(case for case in written[suite]["cases"] if case["name"] == name) for suite in ("train-8", "train-32")
+        )
+        assert large["options"].pop("global_batch") == 4 * small["options"].pop("global_batch")
+        assert (large.pop("world"), small.pop("world")) == (32, 8)
+        assert small == large
+    small, large = written["finetune-8"]["cases"], written["finetune-32"]["cases"]
+    assert {case.pop("world") for case in small} == {8}
+    assert {case.pop("world") for case in large} == {32}
+    assert small == large, "a public recipe has one batch, whatever the number of ranks"
 
 
 def test_the_containerfile_takes_what_is_there_and_installs_under_the_constraints() -> None:

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.timeout(400)  # six runs of torch on several hosts, bes
 
 # One step or two of each: what is shown is that it runs, and whose host each rank was on.
 TRAIN = ("-o", "steps=2", "-o", "warmup_steps=1", "-o", "global_batch=4", "-o", "join_timeout=300")
+PRETRAINED = ["bert", "pretrain-internlm-tiny", "pretrain-llama-tiny"]
 COMMS = ("-o", "budget=0.05", "-o", "join_timeout=300")
 MINE = """
 assay: 1
@@ -78,8 +79,9 @@ def finished(lab: Lab, job: int, home: Path, output: Path, suite: str) -> dict[s
 @pytest.mark.parametrize(
     ("script", "nodes", "per_node", "suite", "args", "cases"),
     [
-        ("train_8card", 1, 2, "train-tiny", TRAIN, ["pretrain-internlm-tiny", "pretrain-llama-tiny"]),
-        ("train_32card", 2, 1, "train-tiny", TRAIN, ["pretrain-internlm-tiny", "pretrain-llama-tiny"]),
+        ("train_8card", 1, 2, "train-tiny", TRAIN, PRETRAINED),
+        ("train_32card", 2, 1, "train-tiny", TRAIN, PRETRAINED),
+        ("finetune_32card", 2, 1, "finetune-tiny", TRAIN, ["alpaca-lora-int8", "alpaca-lora-no-int8", "full"]),
         ("comms_8card", 1, 2, "communication-tiny", COMMS, ["large", "parts"]),
         ("comms_32card", 2, 1, "communication-tiny", COMMS, ["large", "parts"]),
     ],
