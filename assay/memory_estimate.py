@@ -63,8 +63,9 @@ class MemoryEstimate:
 @dataclass(frozen=True)
 class _Placement:
     """What an engine keeps on a rank, in B. early: gradients that are there before the backward. head: those of it that
-    come first. ends, gathered: weights put together for the loss, and for a layer's backward. buckets: of the exchange.
-    flat: what the update needs beside the gradients.
+    come first. waiting: buckets beside them. ends, gathered: weights put together for the loss, and for a layer's
+    backward. buckets: of the exchange while layers are in backward.
+    last: of the exchange and the update, when all gradients are there.
     """
 
     weights: int
@@ -72,10 +73,11 @@ class _Placement:
     optimizer: int
     early: int
     head: int = 0
+    waiting: int = 0
     ends: int = 0
     gathered: int = 0
     buckets: int = 0
-    flat: int = 0
+    last: int = 0
     host: int = 0
 
 
@@ -101,15 +103,21 @@ def estimate_memory(options: TrainingOptions, world: int) -> MemoryEstimate:
     always = {"weights": on.weights, "optimizer states": on.optimizer}
     passing = {**always, "compute copies": copies, "activations": stored}
     moments = {
-        "loss": {**passing, "gradients": on.early, "gathered weights": on.ends, "loss": of.loss},
+        "loss": {
+            **passing,
+            "gradients": on.early,
+            "exchange": on.waiting,
+            "gathered weights": on.ends,
+            "loss": of.loss,
+        },
         "backward": {
             **passing,
             "gradients": max(on.early, on.head),
             "gathered weights": on.gathered,
-            "exchange": on.buckets,
+            "exchange": on.waiting + on.buckets,
             "working memory": of.working + again + trainee.dequantised,
         },
-        "update": {**always, "gradients": on.gradients, "exchange": on.flat, "working memory": _table(trainee, on)},
+        "update": {**always, "gradients": on.gradients, "exchange": on.last, "working memory": _table(trainee, on)},
     }
     return MemoryEstimate(trainee.parameters, on.weights, on.gradients, on.optimizer, stored, moments, on.host)
 
@@ -124,11 +132,19 @@ def _table(trainee: Trainee, on: _Placement) -> int:
 
 
 def _whole(trainee: Trainee, world: int, passes: int) -> _Placement:
-    """none, ddp, accelerate: everything on each rank. DDP's gradients lie in its buckets from the start."""
+    """none, ddp, accelerate: everything on each rank. DDP's gradients lie in its buckets, which are always there; those
+    of all passes but the last are added up beside them.
+    """
     gradients = FLOAT * trainee.learning.elements()
-    early = gradients if passes > 1 or (world > 1 and trainee.options.engine != "none") else 0
-    head = FLOAT * elements(trainee.learning.ends)
-    return _Placement(gradients + trainee.frozen_bytes(), gradients, MOMENTS * gradients, early, head)
+    buckets = world > 1 and trainee.options.engine != "none"
+    return _Placement(
+        weights=gradients + trainee.frozen_bytes(),
+        gradients=gradients,
+        optimizer=MOMENTS * gradients,
+        early=gradients if passes > 1 or buckets else 0,
+        head=FLOAT * elements(trainee.learning.ends),
+        waiting=gradients if passes > 1 and buckets else 0,
+    )
 
 
 def _sharded(trainee: Trainee, shards: int, passes: int) -> _Placement:
@@ -138,15 +154,17 @@ def _sharded(trainee: Trainee, shards: int, passes: int) -> _Placement:
     """
     learning, model, element = trainee.learning, trainee.model, trainee.element
     gradients = FLOAT * learning.elements(shards)
-    layer, ends = elements(learning.layer), elements(learning.ends)
+    gathered, trained = element * elements(model.ends), elements(learning.ends)
+    given = element * trained if passes == 1 else 0  # else among those of all passes
     return _Placement(
         weights=gradients + trainee.frozen_bytes(shards),
         gradients=gradients,
         optimizer=MOMENTS * gradients,
         early=FLOAT * learning.elements() if passes > 1 else 0,
-        ends=element * elements(model.ends),
-        gathered=element * (elements(model.ends) + 2 * elements(model.layer)),
-        buckets=(element + FLOAT) * layer + element * ends,
+        ends=gathered,
+        gathered=gathered + 2 * element * elements(model.layer),
+        buckets=(element + FLOAT) * elements(learning.layer) + given,
+        last=gathered + given + FLOAT * trained,
     )
 
 
@@ -168,7 +186,7 @@ def _zero(trainee: Trainee, world: int, passes: int) -> _Placement:
         ends=element * elements(model.ends) if stage == 3 else 0,
         gathered=element * (elements(model.ends) + 2 * elements(model.layer)) if stage == 3 else 0,
         buckets=element * min(BUCKET, trainee.parameters),
-        flat=0 if offload else FLOAT * part,
+        last=0 if offload else FLOAT * part,
         host=states if offload else 0,
     )
 

@@ -1,5 +1,6 @@
 """Weights from Hugging Face folders: transformers itself says what they are, and what the model computes with them."""
 
+import contextlib
 import json
 import math
 import re
@@ -59,7 +60,7 @@ def save(folder: Path, shape: ModelShape | EncoderShape, seed: int = 3, **kept: 
     return folder
 
 
-def change(folder: Path, name: Callable[[str], str] = str, **more: torch.Tensor | None) -> None:
+def change(folder: Path, more: Mapping[str, torch.Tensor | None], name: Callable[[str], str] = str) -> None:
     """Rename all tensors of a one-file folder, and add, replace or (with None) drop some, by their new names."""
     tensors = {name(old): tensor for old, tensor in load_file(folder / "model.safetensors").items()}
     kept = {key: tensor for key, tensor in {**tensors, **more}.items() if tensor is not None}
@@ -114,7 +115,7 @@ def test_a_loaded_encoder_has_both_heads_of_its_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_the_folders_type_becomes_the_models(tmp_path: Path, dtype: torch.dtype) -> None:
     folder = save(tmp_path, LLAMA)
-    change(folder, **{name: tensor.to(dtype) for name, tensor in load_file(folder / "model.safetensors").items()})
+    change(folder, {name: tensor.to(dtype) for name, tensor in load_file(folder / "model.safetensors").items()})
     model = build(LLAMA)
     load(model, folder)
     wanted = load_file(folder / "model.safetensors")
@@ -153,7 +154,7 @@ def test_older_names_and_stored_buffers_are_understood(
     folder = save(tmp_path, shape)
     plain = build(shape)
     load(plain, folder)
-    change(folder, name, **BUFFERS)
+    change(folder, BUFFERS, name)
     model = build(shape)
     load(model, folder)
     assert same(parameters(model), parameters(plain))
@@ -174,7 +175,7 @@ def test_internlm_of_the_hub_is_llama_with_biases(tmp_path: Path) -> None:
 def test_a_tied_matrix_may_be_stored_under_each_of_its_names(tmp_path: Path, stored: tuple[str, ...]) -> None:
     folder = save(tmp_path, TIED)
     matrix = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
-    change(folder, **{"model.embed_tokens.weight": None, **{name: matrix.clone() for name in stored}})
+    change(folder, {"model.embed_tokens.weight": None, **{name: matrix.clone() for name in stored}})
     model = build(TIED)
     load(model, folder)
     assert torch.equal(model.get_parameter("lm_head.weight"), matrix)
@@ -253,11 +254,11 @@ def rope(folder: Path) -> None:
         (lambda f: cut(f / ONE, 5), r"torn one: 5 bytes"),
         (lambda f: cut(f / ONE, 100), r"torn one: 100 bytes"),
         (lambda f: (f / ONE).write_bytes(b"\x02" + bytes(7) + b"xx"), r"damaged one"),
-        (lambda f: change(f, **{NORM: None}), r"model\.norm\.weight is missing, the model's has shape \(48,\)"),
-        (lambda f: change(f, **{NORM: torch.ones(47)}), r"norm\.weight has shape \(47,\), the model's has shape \(48,\)"),
-        (lambda f: change(f, **{"extra.weight": torch.ones(3)}), r"extra\.weight of shape \(3,\) is not in the model"),
-        (lambda f: change(f, **{"norm.weight": torch.ones(48)}), r"are one parameter"),
-        (lambda f: change(f, **{NORM: torch.ones(48, dtype=torch.int8)}), r"norm\.weight is stored as I8"),
+        (lambda f: change(f, {NORM: None}), r"model\.norm\.weight is missing, the model's has shape \(48,\)"),
+        (lambda f: change(f, {NORM: torch.ones(47)}), r"norm\.weight has shape \(47,\), the model's has shape \(48,\)"),
+        (lambda f: change(f, {"extra.weight": torch.ones(3)}), r"extra\.weight of shape \(3,\) is not in the model"),
+        (lambda f: change(f, {"norm.weight": torch.ones(48)}), r"are one parameter"),
+        (lambda f: change(f, {NORM: torch.ones(48, dtype=torch.int8)}), r"norm\.weight is stored as I8"),
         (rope, "rotary base and kind 500000 default, the model's is 10000 default"),
         (lambda f: configure(f, hidden_act="gelu"), "activation gelu, the model's is silu"),
     ],
@@ -300,11 +301,8 @@ def test_no_header_ends_in_a_traceback(tmp_path: Path, data: st.DataObject) -> N
     mixed = data.draw(st.sampled_from([header, header[:-1], b"\xff" + header]))
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / ONE).write_bytes(len(mixed).to_bytes(8, "little") + mixed + bytes(data.draw(st.integers(0, 400))))
-    try:
-        with open_folder(tmp_path) as source:
-            assert all(tensor.start >= 0 for tensor in source.tensors.values())
-    except BadInput as error:
-        assert "again" in str(error)
+    with contextlib.suppress(BadInput), open_folder(tmp_path) as source:
+        assert all(tensor.start >= 8 + len(mixed) for tensor in source.tensors.values())
 
 
 def test_the_digest_tells_folders_apart(tmp_path: Path) -> None:
@@ -320,7 +318,7 @@ def test_the_digest_tells_folders_apart(tmp_path: Path) -> None:
 
 
 def test_the_folders_tokenizer_is_read(tmp_path: Path) -> None:
-    Tokenizer(models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?")).save(str(tmp_path / "tokenizer.json"))
+    Tokenizer(models.WordLevel({"a": 0, "b": 1})).save(str(tmp_path / "tokenizer.json"))
     assert load_tokenizer(tmp_path).token_to_id("b") == 1
 
 
@@ -328,7 +326,7 @@ def test_the_folders_tokenizer_is_read(tmp_path: Path) -> None:
     ("file", "said"),
     [
         ("tokenizer.json", r"tokenizer\.json: no tokenizer \(.*\); copy it again"),
-        ("tokenizer.model", r"tokenizer\.model: (needs .*pip install sentencepiece|no tokenizer)"),
+        ("tokenizer.model", r"tokenizer\.model: (pip install sentencepiece|no tokenizer)"),
         ("other", r"neither tokenizer\.json nor tokenizer\.model"),
     ],
 )

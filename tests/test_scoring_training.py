@@ -76,8 +76,9 @@ def test_the_method_and_int8_come_from_the_options(tmp_path: Path) -> None:
 
 def test_epochs_are_steps_times_batch_over_records(tmp_path: Path) -> None:
     case = Planted("lora", [[1.0] * 10], scalars={"records": 512.0})
-    figure = named(training.derive(rank_files(tmp_path, case), case.options, [])[0])["epochs"]
-    assert figure.value == 12 * 128 / 512
+    files = rank_files(tmp_path, case)
+    assert named(training.derive(files, {"global_batch": 128}, [])[0])["epochs"].value == 12 * 128 / 512
+    assert "epochs" not in named(training.derive(files, {}, [])[0])
 
 
 def test_mfu_has_the_printed_peak_as_its_second_denominator(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from assay.errors import BadInput
 from assay.options.base import validate
@@ -159,9 +160,6 @@ def test_shares_are_what_bert_asks_for() -> None:
     total, token = 2 * pairs.epoch_length, pairs.vocabulary.special
     batch = pairs.batch(range(total))
     assert off(int(batch["next_sentence_label"].sum()), total, 0.5) < 4
-    short = int((batch["attention_mask"].sum(dim=1) < 64).sum()) / total
-    assert 0.08 < short < 0.16  # a tenth is made short, and some documents end
-
     used = batch["labels"] != IGNORED
     shown, truth = batch["input_ids"].gather(1, batch["places"])[used], batch["labels"][used]
     masked, same = shown == token[MASK], shown == truth
@@ -171,6 +169,14 @@ def test_shares_are_what_bert_asks_for() -> None:
     assert len(truth) / pairs.sizes(range(total))[TOKENS] == pytest.approx(0.15, abs=0.003)
     # Masked places lie everywhere alike.
     assert float(batch["places"][used].float().mean()) == pytest.approx(31, abs=1.5)
+
+
+def test_a_tenth_of_the_sequences_is_short() -> None:
+    pairs = traceable([[7] * 1000] * 20, options(seq_len=64))  # as good as no ends of documents, which shorten too
+    total = pairs.epoch_length
+    lengths = pairs.batch(range(total))["attention_mask"].sum(dim=1)
+    assert off(int((lengths < 64).sum()), total, 0.1) < 4
+    assert float(lengths[lengths < 64].float().mean()) == pytest.approx((5 + 64) / 2, abs=6)
 
 
 def test_length_does_not_tell_whether_b_follows() -> None:
@@ -213,8 +219,6 @@ def test_a_folder_becomes_pairs_that_read_like_its_text(tmp_path: Path) -> None:
     given = {"data": str(folder_of(tmp_path, [*STORIES, "Alone."])), "tokenizer_cache": tmp_path / "cache"}
     pairs = open_pairs(options(**given), ALONE)
     (kept,) = (tmp_path / "cache").iterdir()
-    from tokenizers import Tokenizer
-
     tokenizer, special = Tokenizer.from_file(str(kept)), set(pairs.vocabulary.special.values())
     assert tokenizer.get_vocab_size() <= 2048 - 4
     assert special == {2044, 2045, 2046, 2047}

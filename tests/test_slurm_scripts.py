@@ -40,9 +40,9 @@ SCRIPTS = {
 ALL = [*SCRIPTS, "suite"]
 TELLER = f"""#!{sys.executable}
 import json, os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(130))
 print(json.dumps({{"argv": sys.argv[1:], "env": dict(os.environ), "pid": os.getpid(), "cwd": os.getcwd()}}), flush=True)
 if "TELLER_WAITS" in os.environ:
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(130))
     time.sleep(60)
 sys.exit(int(os.environ.get("TELLER_EXITS", "0")))
 """

@@ -9,9 +9,9 @@ from assay.scoring.result import CaseResult, Figure
 
 _LEAD = (
     "Predicted from shapes and options, and for times from the ceilings and collectives measured in this run; sequences "
-    "count with their greatest length. A step's range goes from all communication and memory traffic hidden to nothing "
-    "hidden; below it lies what no machine with these ceilings can do, above it what neither products nor bytes explain "
-    "(input, starting of kernels, late ranks)."
+    "count with their greatest length, and attention with all pairs of tokens, masked or not. A step's range goes from all "
+    "communication and memory traffic hidden to nothing hidden; what lies above is neither products nor bytes: input, the "
+    "starting of kernels, late ranks."
 )
 _ON_A_CPU = (
     " On a CPU the measured peak is the process's resident set: it holds the interpreter and torch too, some hundred "
@@ -56,5 +56,5 @@ def _ratio(predicted: Figure, measured: Figure | None) -> Cell:
     if low is None or high is None:
         return Cell(share)
     if measured.value < low:
-        return Cell(share, "below the range: a ceiling or the work is wrong", "bad")
+        return Cell(share, f"{measured.value / low:.2f} × the lower end")
     return Cell(share, "within the range" if measured.value <= high else f"{measured.value / high:.2f} × the upper end")

@@ -173,10 +173,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
         # By name: what AutoTokenizer picks depends on other files, and may be code of the folder's own.
         tokenizer: Tokenizer = LlamaTokenizerFast.from_pretrained(str(folder), local_files_only=True).backend_tokenizer
-    except ImportError as error:
-        raise BadInput(
-            f"{path}: needs {error.name}; pip install sentencepiece protobuf, or put {whole.name} there"
-        ) from None
+    except ImportError:
+        raise BadInput(f"{path}: pip install sentencepiece protobuf to read it, or put {whole.name} there") from None
     except Exception as error:  # the Rust side raises plain Exception, transformers anything
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise BadInput(f"{path}: no tokenizer ({why}); copy it again") from None

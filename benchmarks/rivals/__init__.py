@@ -1,0 +1,1 @@
+"""Our step loop against the best public ones, in interleaved turns."""
