@@ -12,6 +12,7 @@ from assay.scoring.reading import read_run
 from assay.scoring.result import RunResult
 from assay.scoring.score import score_run
 from assay.scoring.specifications import SCRIPT, parameter_rows
+from assay.scoring.training import with_printed_peaks
 
 DEFAULT_PROFILE = "local"
 
@@ -26,6 +27,7 @@ def evaluate(
     """
     sheets = load_datasheets(datasheets) if datasheets else None
     result = read_run(path)
+    result = replace(result, cases=with_printed_peaks(result.cases, sheets))
     chosen = load_profile(profile or result.document.get("suite", {}).get("profile") or DEFAULT_PROFILE)
     against = baseline or chosen.baseline
     standard = load_baseline(against) if against else None

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ class Case:
     time_limit: float
     options: ScriptOptions
     reuse_within: float = 0.0
+    labels: Mapping[str, str | int | float | bool] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
         """The case as a suite would write it, every option included."""
@@ -43,6 +44,7 @@ class Case:
             "world": self.world,
             "time_limit": self.time_limit,
             "reuse_within": self.reuse_within,
+            "labels": dict(self.labels),
             "options": options,
         }
 
@@ -153,7 +155,7 @@ def _expand(file: SuiteFile, where: Where, overrides: Mapping[str, object]) -> l
             if entry.reuse_within and not entry.script.startswith("specs/"):
                 path = ("cases", index, "reuse_within")
                 raise BadInput(where.sentence(path, f"{entry.script} is measured in every run; leave it out"))
-            cases.append(Case(name, entry.script, ranks, limit, options, entry.reuse_within))
+            cases.append(Case(name, entry.script, ranks, limit, options, entry.reuse_within, entry.labels))
     for case in cases:
         try:
             layout = layout_of(case, file)

@@ -51,6 +51,9 @@ class CaseEntry(Options):
         description="seconds for which records of the same case, machine and code are taken instead; specs only",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="the script's own options")
+    labels: dict[Name, str | int | float | bool] = Field(
+        default_factory=dict, description="what else tells this case from others, such as network: 200G; a profile may ask"
+    )
     matrix: dict[str, list[Any]] = Field(
         default_factory=dict, description="worlds, or options in the plural: a case for every combination"
     )

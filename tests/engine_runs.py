@@ -6,6 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from assay.device import HostDevice
 from assay.world import World
 from tests.conftest import torchrun
@@ -21,7 +23,12 @@ OTHERS = ["zero1:bf16:short", "zero1:deaf", "zero1:compiling", "accelerate", "ac
 @functools.cache
 def alone(model: str) -> Any:
     """What one process makes of the model."""
-    return train(f"none:{model}", STEPS, ALONE, HostDevice())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # more would fight over so little work
+    try:
+        return train(f"none:{model}", STEPS, ALONE, HostDevice())
+    finally:
+        torch.set_num_threads(threads)
 
 
 @functools.cache

@@ -18,16 +18,16 @@ RUNNABLE = ("comms", "launch", "specs", "workloads")
 
 # Lowest first; a module may import its own row and those above it in this list.
 FLOORS: list[set[str]] = [
-    {"errors", "units", "bandwidth", "presets", "progress", "record", "estimates", "roofline", "options", "suite", "suite_format", "machine", "device", "placement", "located", "throughput", "traffic", "arrival", "latency_model", "bench_tables", "overlap", "device_events", "links", "layout"},
+    {"errors", "units", "bandwidth", "presets", "activations", "trainee", "memory_estimate", "step_prediction", "progress", "record", "estimates", "roofline", "options", "suite", "suite_format", "machine", "device", "placement", "located", "throughput", "traffic", "arrival", "latency_model", "bench_tables", "overlap", "device_events", "links", "layout"},
     {"rundir", "recorder", "clock", "channel", "clock_sync", "beacon", "hang_watch", "stack_signal", "world", "scripts", "ranks", "launchers", "sensors"},
     {"limits", "collectives", "transports"},
     {"training"},
     {"scoring", "report"},
-    {"doctor", "preflight", "ceiling_cache", "importers", "runner", "outcomes", "time_left", "jobs", "undertaking", "results", "catalogue", "console"},
+    {"doctor", "preflight", "ceiling_cache", "importers", "runner", "outcomes", "time_left", "jobs", "undertaking", "planning", "results", "catalogue", "console"},
     {"cli", "launch_flags", "__main__"},
 ]  # fmt: skip
 TORCH_FREE = [
-    "scoring", "report", "options", "suite", "rundir", "sensors", "doctor.checkup", "ceiling_cache", "preflight.command", "preflight.launching", "importers.folder", "runner", "jobs", "launchers.choice", "results", "catalogue", "console", "cli",
+    "scoring", "report", "options", "suite", "memory_estimate", "step_prediction", "planning", "rundir", "sensors", "doctor.checkup", "ceiling_cache", "preflight.command", "preflight.launching", "importers.folder", "runner", "jobs", "launchers.choice", "results", "catalogue", "console", "cli",
 ]  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from assay.report.cells import Chapter, Part, figure_table
 from assay.report.measurements import case_charts, is_training, plain_figures
 from assay.report.phases import phases_part
+from assay.report.prediction import prediction_part
 from assay.report.quantities import count_of
 from assay.report.sections import section_part
 from assay.scoring.result import CaseResult, RunResult, Section
@@ -47,6 +48,8 @@ def _chapter(result: RunResult, anchor: str, title: str, cases: list[CaseResult]
         parts.append(_case_part(case, result))
         phases = phases_part(case.name, case.steps)
         parts += [phases] if phases else []
+    predicted = prediction_part(trained)
+    parts += [predicted] if predicted else []
     return Chapter(anchor, title, _LEAD, parts)
 
 
