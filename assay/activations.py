@@ -16,8 +16,7 @@ Kind = Literal["plain", "autocast", "cast"]
 """How products come to their element type: as the weights are; cast at each product; all weights cast beforehand."""
 
 _FLOAT = 4  # B of what stays float32 whatever the precision
-_GELU_BY_PARTS = 5  # tensors: transformers writes GPT-2's GELU as sums, products and a tanh, which keep what they need
-_GELU = 2  # of one kernel: its input, and the output as the input of the next product
+_GELU = 2  # tensors of one kernel: its input, and the output as the input of the next product
 
 
 @dataclass(frozen=True)
@@ -112,15 +111,14 @@ def _llama_layer(of: Pass, shape: ModelShape) -> int:
 
 
 def _layer_norm_layer(of: Pass, shape: ModelShape | EncoderShape) -> int:
-    """GPT and BERT. The norms' inputs and outputs, attention, GELU: 8h + 5i and 8h + 2i.
+    """GPT and BERT. The norms' inputs and outputs, attention, GELU: 8h + 2i.
 
     GPT has one product for q, k and v, BERT three. Dropout keeps masks of hidden states, and none in fused attention.
     """
     encoder = isinstance(shape, EncoderShape)
     norms = _norm(of, shape.hidden, 3 if encoder else 1, True) + _norm(of, shape.hidden, 1, True) + 4 * _FLOAT
     dropped = 2 * shape.hidden if of.dropout else 0
-    gelu = _GELU if encoder else _GELU_BY_PARTS
-    return norms + _attention(of, shape) + gelu * of.element * shape.intermediate + dropped
+    return norms + _attention(of, shape) + _GELU * of.element * shape.intermediate + dropped
 
 
 def _adapted_layer(of: Pass, shape: ModelShape, adapters: Adapters) -> int:
@@ -130,7 +128,7 @@ def _adapted_layer(of: Pass, shape: ModelShape, adapters: Adapters) -> int:
     """
     gpt = shape.family == "gpt"
     norms = 2 * (_FLOAT if not gpt or of.kind == "autocast" else of.element) * shape.hidden + (4 if gpt else 2) * _FLOAT
-    inner = (_GELU_BY_PARTS - 1 if gpt else 3) * of.element * shape.intermediate
+    inner = (_GELU - 1 if gpt else 3) * of.element * shape.intermediate
     copied = adapters.dropout > 0 or of.kind == "autocast"
     taken = sum(adapters.inputs) if copied else max(adapters.inputs)
     masks = sum(adapters.inputs) if adapters.dropout else 0

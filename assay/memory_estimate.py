@@ -28,7 +28,8 @@ class MemoryEstimate:
 
     moments: what lies there when the loss is differentiated, in the backward of a layer, and from its end on into the
     update, by part.
-    host: states that offloading keeps on the host instead.
+    host: states that offloading keeps on the host instead. least: without what is held for a while only, and without
+    activations that a compiler may fuse away: no run of these options needs less.
     """
 
     parameters: int
@@ -36,6 +37,7 @@ class MemoryEstimate:
     gradients: int
     optimizer: int
     activations: int
+    least: int
     moments: Mapping[str, Parts]
     host: int = 0
 
@@ -53,11 +55,6 @@ class MemoryEstimate:
     def peak(self) -> int:
         """All of it."""
         return sum(self.parts.values())
-
-    @property
-    def least(self) -> int:
-        """Without what is held for a while only: less than this no run of these options needs."""
-        return self.weights + self.optimizer + max(self.gradients, self.activations)
 
 
 @dataclass(frozen=True)
@@ -119,7 +116,8 @@ def estimate_memory(options: TrainingOptions, world: int) -> MemoryEstimate:
         },
         "update": {**always, "gradients": on.gradients, "exchange": on.last, "working memory": _table(trainee, on)},
     }
-    return MemoryEstimate(trainee.parameters, on.weights, on.gradients, on.optimizer, stored, moments, on.host)
+    least = on.weights + on.optimizer + max(on.gradients, 0 if options.compile else stored)
+    return MemoryEstimate(trainee.parameters, on.weights, on.gradients, on.optimizer, stored, least, moments, on.host)
 
 
 def _table(trainee: Trainee, on: _Placement) -> int:
@@ -149,18 +147,18 @@ def _whole(trainee: Trainee, world: int, passes: int) -> _Placement:
 
 def _sharded(trainee: Trainee, shards: int, passes: int) -> _Placement:
     """fsdp: rows of everything. What lies outside the layers stays gathered from forward to backward; of the layers this
-    one and the next are. Gradients are as the products give them, then float32 in the reduction; those outside of the
-    layers wait for the end, and those of all passes but the last are neither reduced nor sharded.
+    one and the next are. Gradients are as the products give them, then float32 in the reduction, in every pass; those
+    outside of the layers wait for the end of the pass, and the rows of earlier passes are there from the start.
     """
     learning, model, element = trainee.learning, trainee.model, trainee.element
     gradients = FLOAT * learning.elements(shards)
     gathered, trained = element * elements(model.ends), elements(learning.ends)
-    given = element * trained if passes == 1 else 0  # else among those of all passes
+    given = element * trained
     return _Placement(
         weights=gradients + trainee.frozen_bytes(shards),
         gradients=gradients,
         optimizer=MOMENTS * gradients,
-        early=FLOAT * learning.elements() if passes > 1 else 0,
+        early=gradients if passes > 1 else 0,
         ends=gathered,
         gathered=gathered + 2 * element * elements(model.layer),
         buckets=(element + FLOAT) * elements(learning.layer) + given,
@@ -208,9 +206,6 @@ def changes(options: TrainingOptions, world: int, available: int | None) -> Iter
     tried: list[tuple[str, dict[str, object]]] = [("micro_batch 1", {"micro_batch": 1})]
     if not options.checkpointing:
         tried.append(("checkpointing", {"checkpointing": True}))
-    if options.engine == "fsdp" and options.accumulation(world) > 1:
-        one_pass = options.micro_batch * world
-        tried.append((f"global_batch {one_pass} in one pass", {"global_batch": one_pass}))
     if options.engine.startswith("zero") and not options.offload:
         tried.append(("offload", {"offload": True}))
     if world > 1:

@@ -118,7 +118,7 @@ def exchanges(trainee: Trainee, world: int, passes: int) -> list[Exchange]:
     """The collectives of one step. Of one rank: none.
 
     ddp, accelerate: gradients in buckets. fsdp: weights are gathered for each forward and for each backward (but those
-    outside of the layers once), gradients reduced in the last pass, and among the copies of HSDP once more. zero: gradients
+    outside of the layers once), gradients reduced in each pass, and among the copies of HSDP once more. zero: gradients
     are reduced in each pass (1: in the last) and weights gathered after the update; zero3 gathers them as fsdp does.
     DeepSpeed's reductions to the owners of partitions count as reduce_scatter.
     """
@@ -133,9 +133,10 @@ def exchanges(trainee: Trainee, world: int, passes: int) -> list[Exchange]:
     again = whole - element * sum(rows * width for rows, width in model.ends)
     gathers = Exchange("all_gather", sharing, passes * (whole + again), passes * (2 * layers + 1))
     if options.engine == "fsdp":
-        found = [gathers, Exchange("reduce_scatter", sharing, gradients, layers + 1)]
+        found = [gathers, Exchange("reduce_scatter", sharing, passes * gradients, passes * (layers + 1))]
         if sharing < world:
-            found.append(Exchange("all_reduce", world // sharing, FLOAT * learning.elements(sharing), layers + 1))
+            shards = FLOAT * learning.elements(sharing)
+            found.append(Exchange("all_reduce", world // sharing, passes * shards, passes * (layers + 1)))
         return found
     reduced = element * learning.elements()
     if options.engine == "zero3":

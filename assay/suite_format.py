@@ -52,7 +52,8 @@ class CaseEntry(Options):
     )
     options: dict[str, Any] = Field(default_factory=dict, description="the script's own options")
     labels: dict[Name, str | int | float | bool] = Field(
-        default_factory=dict, description="what else tells this case from others, such as network: 200G; a profile may ask"
+        default_factory=dict,
+        description="what else tells this case from others, such as network: 200G; a profile may ask",
     )
     matrix: dict[str, list[Any]] = Field(
         default_factory=dict, description="worlds, or options in the plural: a case for every combination"

@@ -21,6 +21,7 @@ from assay.launchers.protocol import Launcher
 from assay.launchers.sbatch import check_here
 from assay.options import SCRIPTS
 from assay.options.base import nearest
+from assay.planning import refuse_what_cannot_run
 from assay.rundir import RUNNER, WATCHER, RunDir
 from assay.runner import create_run, examine, new_run_path, owner_is_gone, resume_run, run_cases
 from assay.suite import Suite, build_suite, load_suite
@@ -45,6 +46,7 @@ class Undertaking:
 
     def _here(self, fresh: bool) -> bool:
         launcher = choose_launcher(self.suite.file, os.environ)  # what it needs must be here before anything is written
+        refuse_what_cannot_run(self.suite)
         if self.begun:
             folder = RunDir.open(self.path)
             folder.lock(RUNNER, owner_is_gone)

@@ -268,10 +268,10 @@ def test_advice_helps_by_as_much_as_it_says() -> None:
     assert all(estimate.peak < estimate_memory(options, 16).peak for estimate in found.values())
 
 
-def test_fsdp_is_told_that_passes_keep_whole_gradients() -> None:
+def test_fsdp_keeps_only_rows_of_gradients_in_however_many_passes() -> None:
     options = pretrain(model="llama-65b", engine="fsdp", precision="bf16", micro_batch=1, global_batch=64)
-    assert estimate_memory(options, 32).parts["gradients"] == 4 * parameters_of(MODELS["llama-65b"])
-    assert "global_batch 32 in one pass" in {change.words for change in changes(options, 32, 80 * GB)}
+    whole = 4 * parameters_of(MODELS["llama-65b"])
+    assert estimate_memory(options, 32).parts["gradients"] == pytest.approx(whole / 32, rel=1e-3)
 
 
 def test_ranks_are_added_until_it_fits() -> None:

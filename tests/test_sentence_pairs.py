@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from assay.errors import BadInput
+from assay.options import BertOptions
 from assay.options.base import validate
-from assay.options.bert import BertOptions
 from assay.training.sentence_pairs import (
     CLS,
     IGNORED,
@@ -166,7 +166,7 @@ def test_shares_are_what_bert_asks_for() -> None:
     assert off(int(masked.sum()), len(truth), 0.8) < 4
     assert off(int(same.sum()), len(truth), 0.1) < 4
     assert not any((shown[~masked] == number).any() for number in token.values())
-    assert len(truth) / pairs.sizes(range(total))[TOKENS] == pytest.approx(0.15, abs=0.003)
+    assert len(truth) / pairs.sizes(range(total))[TOKENS] == pytest.approx(0.15, abs=0.01)
     # Masked places lie everywhere alike.
     assert float(batch["places"][used].float().mean()) == pytest.approx(31, abs=1.5)
 

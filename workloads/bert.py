@@ -9,8 +9,7 @@ same losses, up to the rounding of sums. Tokens that are padding do not count in
 """
 
 from assay.clock import now
-from assay.options import parse_command_line
-from assay.options.bert import BertOptions
+from assay.options import BertOptions, parse_command_line
 from assay.ranks import session
 from assay.training.course import finish, memory_told, set_up, training_tags
 from assay.training.encoder import BertTask

@@ -10,8 +10,7 @@ same losses, up to the rounding of sums.
 """
 
 from assay.clock import now
-from assay.options import parse_command_line
-from assay.options.finetune import FinetuneOptions
+from assay.options import FinetuneOptions, parse_command_line
 from assay.ranks import session
 from assay.training.course import finish, memory_told, set_up, training_tags
 from assay.training.finetuning import FinetuneTask, open_instructions, record_base, record_records

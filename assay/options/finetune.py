@@ -11,8 +11,10 @@ from assay.options.training import TrainingOptions
 from assay.presets import MODELS
 
 # What the public recipes say, as options. They name batch, schedule and adapters; engine and int8 are the user's choice.
-# alpaca-lora: finetune.py of tloen/alpaca-lora. Its rate falls in a line where ours falls in a cosine, both to 0.
-# alpaca-full: train.py of tatsu-lab/stanford_alpaca. Its warm-up is 3 % of 3 epochs of 52,002 records: 37 steps.
+# alpaca-lora: the command for its official weights in the README of tloen/alpaca-lora, and what its finetune.py fixes:
+# warm-up, fp16. Its rate then falls in a line, ours in a cosine, both to 0.
+# alpaca-full: the command in the README of tatsu-lab/stanford_alpaca; train.py learns answers only. Its warm-up is 3 %
+# of 3 epochs of 52,002 records: 37 steps.
 _SHARED = {"global_batch": 128, "micro_batch": 4, "cutoff": 512, "min_lr_ratio": 0.0, "weight_decay": 0.0}
 _ADAPTERS = {"lora_rank": 8, "lora_alpha": 16, "lora_dropout": 0.05, "lora_targets": ("q_proj", "v_proj")}
 _LORA = {"method": "lora", "lr": 1e-4, "group_by_length": True, "train_on_inputs": True, **_ADAPTERS}

@@ -11,6 +11,7 @@ from assay.report.communication import is_of_sweep
 from assay.report.quantities import count_of
 from assay.scoring import links, overlap
 from assay.scoring.latency import METRICS as FITTED
+from assay.scoring.prediction import MEASURED
 from assay.scoring.result import CaseResult, Curve, Figure, RunResult
 
 _FIRST = ("loss", "step_time")  # the curves a reader looks for, before all others
@@ -26,8 +27,9 @@ def is_training(case: CaseResult) -> bool:
 
 
 def plain_figures(case: CaseResult) -> list[Figure]:
-    """The figures of a case that are neither points of a sweep nor fitted to one."""
-    return [figure for figure in case.figures if not is_of_sweep(figure) and figure.metric not in FITTED]
+    """The figures of a case that are neither points of a sweep, nor fitted to one, nor predictions."""
+    elsewhere = {*FITTED, *MEASURED}
+    return [figure for figure in case.figures if not is_of_sweep(figure) and figure.metric not in elsewhere]
 
 
 def other_chapter(result: RunResult) -> Chapter:

@@ -24,6 +24,7 @@ from assay.scoring import (
     steps,
     training,
 )
+from assay.scoring.prediction import with_predictions
 from assay.scoring.result import CaseResult, Curve, Doubt, Figure, RunResult, StepStudy
 from assay.scoring.roofline import rooflines
 from assay.scoring.sensors import SensorFile, read_sensors
@@ -116,6 +117,7 @@ def read_run(path: Path) -> RunResult:
     ]
     noted += doubts.of_provenance(document, provenance)
     roofs = rooflines([(case, files) for case, (_, files) in zip(cases, found, strict=True)], limits)
+    cases = with_predictions(cases, limits)
     return RunResult(str(path), document, cases, limits, noted, checkups=checkups, rooflines=roofs)
 
 

@@ -12,6 +12,7 @@ from assay.presets import MODELS
 from assay.training.data import Data
 from assay.training.flops import flops_per_token
 from assay.training.model import build_model, count_parameters, decoder_layers
+from assay.training.pretrained import load
 from assay.training.task import Batch
 from assay.training.weights import initialise
 
@@ -36,8 +37,6 @@ class CausalTask:
     def initialise(self, model: nn.Module) -> None:
         """The folder's weights, or generated ones."""
         if self._options.weights:
-            from assay.training.pretrained import load
-
             load(model, self._options.weights)
         else:
             initialise(model, self._options.seed)

@@ -9,6 +9,7 @@ import torch
 from assay.clock import now
 from assay.errors import RunFailed
 from assay.estimates import percentile
+from assay.memory_estimate import out_of_memory_sentence
 from assay.options import TrainingOptions
 from assay.ranks import Session
 from assay.training.engines import ENGINES, Setting
@@ -17,6 +18,7 @@ from assay.training.loop import Job, evaluate, prove_engine
 from assay.training.model import count_parameters
 from assay.training.phases import sample_phases
 from assay.training.precision import set_matmul_precision
+from assay.training.pretrained import weights_source
 from assay.training.task import Task
 from assay.units import format_si
 
@@ -50,8 +52,6 @@ def set_up(options: TrainingOptions, here: Session, task: Task, tags: Mapping[st
         recorder.block("flops_per_token", "FLOP", [task.flops_per_token(model)], tags)
         recorder.block("engine_engaged", "1", [1], {**tags, "proof": proof})
         if options.weights is not None:
-            from assay.training.pretrained import weights_source
-
             recorder.block("weights_loaded", "1", [1], {**tags, **weights_source(options.weights)})
         print(f"{tags.get('model', 'model')}: {parameters:,} parameters, {proof}", flush=True)
     return job
@@ -105,6 +105,4 @@ def memory_told(options: TrainingOptions, here: Session) -> Iterator[None]:
 
 
 def _lacking(options: TrainingOptions, here: Session) -> str:
-    from assay.memory_estimate import out_of_memory_sentence
-
     return out_of_memory_sentence(options, here.world.size, here.device.memory().total)

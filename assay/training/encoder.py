@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import BertConfig, BertForPreTraining
 
-from assay.options.bert import BertOptions
+from assay.options import BertOptions
 from assay.presets import ENCODERS, EncoderShape
 from assay.training.flops import encoder_flops_per_token
 from assay.training.model import INITIALIZER_RANGE

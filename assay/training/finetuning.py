@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy
 
 from assay.errors import BadInput, RunFailed
-from assay.options.finetune import FinetuneOptions
+from assay.options import FinetuneOptions
 from assay.presets import MODELS
 from assay.ranks import Session
 from assay.training.adapters import add_adapters, count_adapted

@@ -53,6 +53,7 @@ def _gpt(shape: ModelShape, positions: int, attention: str) -> nn.Module:
         n_positions=positions,
         tie_word_embeddings=shape.tied,
         initializer_range=INITIALIZER_RANGE,
+        activation_function="gelu_pytorch_tanh",  # gelu_new's function in one kernel, which keeps 2 tensors instead of 5
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from assay.errors import BadInput
-from assay.options.bert import BertOptions
+from assay.options import BertOptions
 from assay.presets import ENCODERS
 from assay.training.data import DOCUMENTS_AT_ONCE, HELD_OUT_SHARE, epoch_order
 from assay.training.pretrained import load_tokenizer

@@ -20,10 +20,15 @@ from typing import Any
 import torch
 
 from assay.clock import now
-from assay.errors import RunFailed
+from assay.errors import SENTENCE_MARK, RunFailed
 
 _ADDRESS, _SIDE = "ASSAY_TURNS", "ASSAY_SIDE"
 SET_UP_SECONDS, TURN_SECONDS = 240.0, 120.0
+
+
+def shared_folder() -> Path:
+    """A folder that all ranks of this comparison see, gone afterwards."""
+    return Path(os.environ[_ADDRESS]).parent
 
 
 class Turns:
@@ -130,7 +135,8 @@ class Arena:
 
     def _last_words(self, side: str) -> str:
         lines = (self._folder / f"{side}.log").read_text(errors="replace").splitlines()
-        return " | ".join(lines[-8:]) or "it said nothing"
+        sentences = [line for line in lines if line.startswith(SENTENCE_MARK)]
+        return " | ".join(sentences or lines[-8:]) or "it said nothing"
 
 
 @contextlib.contextmanager

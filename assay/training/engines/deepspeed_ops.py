@@ -36,7 +36,7 @@ def open_deepspeed(engine: str, world: World, device: Device) -> Any:
     except (ImportError, ValueError, RuntimeError) as error:
         raise BadInput(
             f"--engine {engine}: deepspeed cannot be used on {device.type} ({first_line(str(error))}); "
-            "install it with DS_BUILD_OPS=0 pip install --no-build-isolation deepspeed, or use --engine fsdp"
+            "pip install 'assay[deepspeed]', or use --engine fsdp"
         ) from None
     if chosen != device.type:
         raise BadInput(f"--engine {engine}: deepspeed took the device {chosen}, not {device.type}; use --engine fsdp")
