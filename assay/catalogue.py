@@ -7,7 +7,7 @@ from assay.bandwidth import COLLECTIVES
 from assay.errors import BadInput
 from assay.options import SCRIPTS
 from assay.options.base import nearest
-from assay.presets import MODELS
+from assay.presets import ENCODERS, MODELS
 from assay.scoring.baseline import shipped
 from assay.suite import load_suite
 
@@ -46,6 +46,9 @@ def catalogue() -> list[tuple[str, list[tuple[str, str]]]]:
             f"{shape.family}, {shape.layers} layers, hidden {shape.hidden}, {shape.heads} heads, vocab {shape.vocab}",
         )
         for name, shape in MODELS.items()
+    ] + [
+        (name, f"bert, {shape.layers} layers, hidden {shape.hidden}, {shape.heads} heads, vocab {shape.vocab}")
+        for name, shape in ENCODERS.items()
     ]
     return [
         ("suites", suites),

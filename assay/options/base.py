@@ -5,7 +5,7 @@ import difflib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeVar, get_args, get_origin
 
@@ -130,6 +130,17 @@ def nearest(name: str, known: Sequence[str]) -> str:
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; known: {', '.join(sorted(known))}" if known else ""
+
+
+def one_of(kind: str, names: Collection[str]) -> BeforeValidator:
+    """A check that a value is one of `names`; the error has the nearest. kind: what they are, for the sentence."""
+
+    def known(value: object) -> object:
+        if value is not None and value not in names:
+            raise ValueError(f"unknown {kind} {value!r}{nearest(str(value), list(names))}")
+        return value
+
+    return BeforeValidator(known)
 
 
 def validate(model: type[S], values: dict[str, Any]) -> S:

@@ -2,17 +2,11 @@
 
 from typing import Annotated, ClassVar
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from assay.options.base import nearest
+from assay.options.base import one_of
 from assay.options.training import TrainingOptions
 from assay.presets import ENCODERS
-
-
-def _known_encoder(value: object) -> object:
-    if not isinstance(value, str) or value not in ENCODERS:
-        raise ValueError(f"unknown model {value!r}{nearest(str(value), list(ENCODERS))}")
-    return value
 
 
 class BertOptions(TrainingOptions):
@@ -20,7 +14,7 @@ class BertOptions(TrainingOptions):
 
     synopsis: ClassVar[str] = "pretraining of BERT: masked tokens and next sentences, TGS, MFU, step times"
 
-    model: Annotated[str, BeforeValidator(_known_encoder)] = Field(
+    model: Annotated[str, one_of("model", ENCODERS)] = Field(
         "bert-tiny", description=f"one of {', '.join(ENCODERS)}"
     )
     data: str = Field("text", description="dummy, text (the standard library's own prose), or a folder of .txt/.jsonl")

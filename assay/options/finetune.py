@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from assay.errors import BadInput
-from assay.options.base import PathText, nearest, split_list, without_twins
+from assay.options.base import PathText, one_of, split_list, without_twins
 from assay.options.training import TrainingOptions
 from assay.presets import MODELS
 
@@ -40,18 +40,6 @@ ADAPTABLE: dict[str, tuple[str, ...]] = {
 }
 
 
-def _known_model(value: object) -> object:
-    if not isinstance(value, str) or value not in MODELS:
-        raise ValueError(f"unknown model {value!r}{nearest(str(value), list(MODELS))}")
-    return value
-
-
-def _known_preset(value: object) -> object:
-    if value is not None and value not in PRESETS:
-        raise ValueError(f"unknown preset {value!r}{nearest(str(value), list(PRESETS))}")
-    return value
-
-
 class FinetuneOptions(TrainingOptions):
     """Which model learns which instructions, how much of it is trained, and how the records are cut and batched.
 
@@ -61,10 +49,10 @@ class FinetuneOptions(TrainingOptions):
 
     synopsis: ClassVar[str] = "fine-tuning on instructions, LoRA or full, int8 base weights: loss, TGS, step times"
 
-    preset: Annotated[str | None, BeforeValidator(_known_preset)] = Field(
+    preset: Annotated[str | None, one_of("preset", PRESETS)] = Field(
         None, description=f"defaults of a recipe: {', '.join(PRESETS)}; options that are given win over it"
     )
-    model: Annotated[str, BeforeValidator(_known_model)] = Field(
+    model: Annotated[str, one_of("model", MODELS)] = Field(
         "llama-tiny", description=f"one of {', '.join(MODELS)}"
     )
     data: str = Field(

@@ -2,17 +2,11 @@
 
 from typing import Annotated, ClassVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from assay.options.base import nearest
+from assay.options.base import one_of
 from assay.options.training import TrainingOptions
 from assay.presets import MODELS
-
-
-def _known_model(value: object) -> object:
-    if not isinstance(value, str) or value not in MODELS:
-        raise ValueError(f"unknown model {value!r}{nearest(str(value), list(MODELS))}")
-    return value
 
 
 class PretrainOptions(TrainingOptions):
@@ -20,7 +14,7 @@ class PretrainOptions(TrainingOptions):
 
     synopsis: ClassVar[str] = "pretraining of a causal language model: loss, TGS, MFU, step times"
 
-    model: Annotated[str, BeforeValidator(_known_model)] = Field(
+    model: Annotated[str, one_of("model", MODELS)] = Field(
         "llama-tiny", description=f"one of {', '.join(MODELS)}"
     )
     data: str = Field("text", description="dummy, text (the standard library's own prose), or a folder of .txt/.jsonl")

@@ -48,7 +48,8 @@ _SIZES = (
     ("activation", ("hidden_act", "activation_function")),
 )
 _EPSILONS = ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps")
-_SAME_KIND = {"internlm": "llama"}  # InternLM 1 has LLaMA's layers under LLaMA's names
+# InternLM 1 has LLaMA's layers under LLaMA's names; the two GELUs are one function, by many kernels and by one.
+_ALIKE = {"internlm": "llama", "gelu_new": "gelu_pytorch_tanh"}
 
 
 @dataclass(frozen=True)
@@ -249,12 +250,13 @@ def _check_config(model: nn.Module, source: Folder) -> None:
     configs = (getattr(part, "config", None) for part in model.modules())
     ours: Mapping[str, Any] = next((config.to_dict() for config in configs if isinstance(config, PretrainedConfig)), {})
     both = source.config, ours
-    pairs = [("model_type", *(_SAME_KIND.get(str(c.get("model_type")), c.get("model_type")) for c in both))]
+    pairs = [("model_type", *(config.get("model_type") for config in both))]
     pairs += [(words, *(next((c[key] for key in keys if key in c), None) for c in both)) for words, keys in _SIZES]
     if "rope_parameters" in ours or "rope_theta" in ours:
         pairs.append(("rotary base and kind", *map(_rope, both)))
     for words, theirs, wanted in pairs:
-        if theirs is not None and wanted is not None and theirs != wanted:
+        same = _ALIKE.get(str(theirs), theirs) == _ALIKE.get(str(wanted), wanted)
+        if theirs is not None and wanted is not None and not same:
             raise BadInput(f"{source.path / CONFIG}: {words} {theirs}, the model's is {wanted}; {_CHOOSE}")
 
 
