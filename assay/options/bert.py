@@ -14,9 +14,7 @@ class BertOptions(TrainingOptions):
 
     synopsis: ClassVar[str] = "pretraining of BERT: masked tokens and next sentences, TGS, MFU, step times"
 
-    model: Annotated[str, one_of("model", ENCODERS)] = Field(
-        "bert-tiny", description=f"one of {', '.join(ENCODERS)}"
-    )
+    model: Annotated[str, one_of("model", ENCODERS)] = Field("bert-tiny", description=f"one of {', '.join(ENCODERS)}")
     data: str = Field("text", description="dummy, text (the standard library's own prose), or a folder of .txt/.jsonl")
     seq_len: int = Field(128, ge=5, description="tokens of a sequence: [CLS] A [SEP] B [SEP], and padding")
     mask_share: float = Field(0.15, gt=0, lt=1, description="tokens to predict, as a share of a sequence's")

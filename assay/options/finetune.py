@@ -15,9 +15,23 @@ from assay.presets import MODELS
 # warm-up, fp16. Its rate then falls in a line, ours in a cosine, both to 0.
 # alpaca-full: the command in the README of tatsu-lab/stanford_alpaca; train.py learns answers only. Its warm-up is 3 %
 # of 3 epochs of 52,002 records: 37 steps.
-_SHARED = {"global_batch": 128, "micro_batch": 4, "cutoff": 512, "min_lr_ratio": 0.0, "weight_decay": 0.0}
+_SHARED = {
+    "global_batch": 128,
+    "micro_batch": 4,
+    "cutoff": 512,
+    "min_lr_ratio": 0.0,
+    "weight_decay": 0.0,
+    "beta2": 0.999,
+}
 _ADAPTERS = {"lora_rank": 8, "lora_alpha": 16, "lora_dropout": 0.05, "lora_targets": ("q_proj", "v_proj")}
-_LORA = {"method": "lora", "lr": 1e-4, "group_by_length": True, "train_on_inputs": True, **_ADAPTERS}
+_LORA = {
+    "method": "lora",
+    "lr": 1e-4,
+    "schedule": "linear",
+    "group_by_length": True,
+    "train_on_inputs": True,
+    **_ADAPTERS,
+}
 _FULL = {"method": "full", "lr": 2e-5, "group_by_length": False, "train_on_inputs": False}
 _BIG = {"model": "llama-7b", "epochs": 3.0, **_SHARED}
 _TINY = {"model": "llama-tiny", "epochs": 1.0, **_SHARED, "global_batch": 16, "micro_batch": 4, "cutoff": 128}
@@ -52,9 +66,7 @@ class FinetuneOptions(TrainingOptions):
     preset: Annotated[str | None, one_of("preset", PRESETS)] = Field(
         None, description=f"defaults of a recipe: {', '.join(PRESETS)}; options that are given win over it"
     )
-    model: Annotated[str, one_of("model", MODELS)] = Field(
-        "llama-tiny", description=f"one of {', '.join(MODELS)}"
-    )
+    model: Annotated[str, one_of("model", MODELS)] = Field("llama-tiny", description=f"one of {', '.join(MODELS)}")
     data: str = Field(
         "own", description="own (small tasks that assay writes), or a .json/.jsonl file of instruction, input, output"
     )

@@ -14,8 +14,6 @@ class PretrainOptions(TrainingOptions):
 
     synopsis: ClassVar[str] = "pretraining of a causal language model: loss, TGS, MFU, step times"
 
-    model: Annotated[str, one_of("model", MODELS)] = Field(
-        "llama-tiny", description=f"one of {', '.join(MODELS)}"
-    )
+    model: Annotated[str, one_of("model", MODELS)] = Field("llama-tiny", description=f"one of {', '.join(MODELS)}")
     data: str = Field("text", description="dummy, text (the standard library's own prose), or a folder of .txt/.jsonl")
     seq_len: int = Field(128, ge=2, description="tokens per sequence")

@@ -33,7 +33,7 @@ def set_up(options: TrainingOptions, here: Session, task: Task, tags: Mapping[st
     """Model and optimizer on the engine, with the proof that it engaged. Records what they are. All ranks call it."""
     world, device, recorder = here.world, here.device, here.recorder
     set_matmul_precision(options, device)
-    torch.manual_seed(options.seed)  # dropout alone draws from it
+    torch.manual_seed(options.seed + world.rank)  # dropout alone draws from it, on each rank for sequences of its own
     device.reset_peak_memory()
     world.barrier()  # all ranks begin the set-up together, whatever the first one had to do before
     begin = now()

@@ -9,6 +9,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from assay.options import TrainingOptions
 
+BETA1 = 0.9
 BETAS = (0.9, 0.95)
 
 # Where torch has one kernel for the whole update. Other devices get torch's own choice.
@@ -29,17 +30,20 @@ def make_optimizer(module: nn.Module, options: TrainingOptions) -> torch.optim.A
     groups = parameter_groups(module, options.weight_decay)
     devices = {parameter.device.type for parameter in module.parameters()}
     fused = True if devices <= _FUSED_ON else None
-    return torch.optim.AdamW(groups, lr=options.lr, betas=BETAS, fused=fused)
+    return torch.optim.AdamW(groups, lr=options.lr, betas=(BETA1, options.beta2), fused=fused)
 
 
 def learning_rate(step: int, options: TrainingOptions) -> float:
-    """Linear warm-up to --lr, then a cosine down to --min-lr-ratio of it at the last step (Loshchilov & Hutter 2017)."""
+    """Linear warm-up to --lr, then down to --min-lr-ratio of it at the last step, by a cosine or in a line.
+
+    Source of the cosine: Loshchilov & Hutter 2017.
+    """
     if step < options.lr_warmup_steps:
         return options.lr * (step + 1) / options.lr_warmup_steps
     last = options.warmup_steps + options.steps - 1
     progress = min(1.0, (step - options.lr_warmup_steps) / max(1, last - options.lr_warmup_steps))
-    cosine = (1 + math.cos(math.pi * progress)) / 2
-    return options.lr * (options.min_lr_ratio + (1 - options.min_lr_ratio) * cosine)
+    left = (1 + math.cos(math.pi * progress)) / 2 if options.schedule == "cosine" else 1 - progress
+    return options.lr * (options.min_lr_ratio + (1 - options.min_lr_ratio) * left)
 
 
 def clip_gradients(parameters: list[nn.Parameter], largest: float) -> torch.Tensor:

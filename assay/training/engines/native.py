@@ -27,11 +27,19 @@ def build(setting: Setting) -> nn.Module:
     options, task = setting.options, setting.task
     model = task.build()
     if options.checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator] # transformers' method
+        _recompute(model)
     if options.compile:
         for layer in task.layers(model):
             layer.compile()
     return model
+
+
+def _recompute(model: nn.Module) -> None:
+    # transformers 5.23 renamed the method and its argument, and warns about the old names.
+    renamed = hasattr(model, "activation_checkpointing_enable")
+    enable = model.activation_checkpointing_enable if renamed else model.gradient_checkpointing_enable
+    name = "activation_checkpointing_kwargs" if renamed else "gradient_checkpointing_kwargs"
+    enable(**{name: {"use_reentrant": False}})  # type: ignore[operator] # transformers' own, no module
 
 
 class Plain:
