@@ -51,6 +51,7 @@ bench: $(TESTED)
 	$(BIN)/python benchmarks/collective_calls.py
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 benchmarks/adaptive.py
 	$(BIN)/python benchmarks/share.py
+	$(BIN)/python benchmarks/weights.py
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.launch
 	$(BIN)/python -m benchmarks.rendezvous

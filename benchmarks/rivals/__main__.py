@@ -34,12 +34,16 @@ RIVALS = {"trainer": "ddp", "accelerate": "ddp", "deepspeed": "zero1"}
 def main() -> None:
     """Hold the bouts that the command line asks for and print a line for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rival", choices=sorted(RIVALS), action="append", help="which; more than once for several [all]")
+    parser.add_argument(
+        "--rival", choices=sorted(RIVALS), action="append", help="which; more than once for several [all]"
+    )
     parser.add_argument("--world", type=int, action="append", help="processes; more than once for several [1 and 2]")
     parser.add_argument("--workload", choices=("pretrain", "bert", "finetune"), default="pretrain")
     parser.add_argument("--pairs", type=int, default=30, help="interleaved pairs [30]")
     parser.add_argument("--steps", type=int, default=4, help="steps of a turn [4]")
-    parser.add_argument("--compile", choices=("none", "ours", "both"), default="none", help="who uses torch.compile [none]")
+    parser.add_argument(
+        "--compile", choices=("none", "ours", "both"), default="none", help="who uses torch.compile [none]"
+    )
     parser.add_argument("--engine", help="our engine [the one that is like the rival's]")
     parser.add_argument("--threads", type=int, help="of each process [cores / processes]")
     parser.add_argument("--set", action="append", default=[], metavar="OPTION=VALUE", help="an option of the workload")

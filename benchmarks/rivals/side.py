@@ -1,6 +1,6 @@
 """One side of a comparison, started by the harness, in as many processes as there are ranks.
 
-    python -m benchmarks.rivals.side ours:ddp BOUT
+python -m benchmarks.rivals.side ours:ddp BOUT
 """
 
 import sys
