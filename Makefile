@@ -43,7 +43,7 @@ bench: $(TESTED)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/instrumentation.py
 	$(BIN)/python benchmarks/reading.py
-	$(BIN)/python benchmarks/step_loop.py
+	$(BIN)/python -m benchmarks.rivals
 	$(BIN)/python benchmarks/ceilings.py
 	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/beacon.py

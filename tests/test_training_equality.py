@@ -71,7 +71,7 @@ def by_step(file: RankFile, metric: str) -> NDArray[np.float64]:
     found = sorted(blocks(file, metric), key=lambda block: block.first_step or 0)
     steps = [(block.first_step or 0) + i for block in found for i in range(len(block.samples))]
     assert steps == list(range(STEPS)), f"{metric}: steps {steps}"
-    phases = [block.tags["phase"] for block in found]  # a slow machine writes several blocks of one
+    phases = [str(block.tags["phase"]) for block in found]  # a slow machine writes several blocks of one
     assert phases == sorted(phases, reverse=True)
     assert set(phases) == {"warmup", "measured"}
     return np.concatenate([block.samples for block in found])

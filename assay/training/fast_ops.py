@@ -52,7 +52,7 @@ def _applies(hidden: torch.Tensor) -> bool:
 def _normalise(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
     if not _applies(hidden_states):
         return cast(torch.Tensor, type(self).forward(self, hidden_states))
-    return _Normalised.apply(hidden_states, self.weight, self.variance_epsilon)  # type: ignore[no-any-return, no-untyped-call]
+    return cast(torch.Tensor, _Normalised.apply(hidden_states, self.weight, self.variance_epsilon))  # type: ignore[no-untyped-call]
 
 
 def _attend(
@@ -86,21 +86,22 @@ class _Normalised(Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         size = x.shape[-1]
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        inverse = length.square_().div_(size).add_(epsilon).rsqrt_()
+        length: torch.Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        inverse: torch.Tensor = length.square_().div_(size).add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
         return (x * inverse).mul_(weight)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         # With r = 1/√(mean(x²) + ε): dx = r·w·g − x·r³/n·Σ(g·w·x), dw = Σ over rows of g·x·r. Both sums are products
         # of g·x with a vector.
         x, weight, inverse = ctx.saved_tensors
         size = x.shape[-1]
         rows, gradients, inverses = x.reshape(-1, size), gradient.reshape(-1, size), inverse.reshape(-1, 1)
         both = gradients * rows
-        to_weight = torch.mv(both.t(), inverses.view(-1))
+        # Beside adapters it is frozen.
+        to_weight = torch.mv(both.t(), inverses.view(-1)) if ctx.needs_input_grad[1] else None
         along = torch.mv(both, weight).view(-1, 1) * inverses**3 / size
         to_x = torch.mul(gradients, weight, out=both).mul_(inverses).addcmul_(rows, along, value=-1)
         return to_x.view_as(x), to_weight, None
@@ -117,7 +118,8 @@ class _Rotated(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return _turned(gradient, *ctx.saved_tensors, -1), None, None
+        cosine, sine = ctx.saved_tensors
+        return _turned(gradient, cosine, sine, -1), None, None
 
 
 def _turned(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, way: int) -> torch.Tensor:
@@ -166,7 +168,7 @@ class _BlockedAttention(Function):
             own = gradient[:, first:end]
             to_value[:, :end].baddbmm_(probabilities.transpose(1, 2), own)
             to_scores = torch.bmm(own, value[:, :end].transpose(1, 2))
-            to_scores = torch._softmax_backward_data(to_scores, probabilities, -1, torch.float32)  # type: ignore[attr-defined]
+            to_scores = torch._softmax_backward_data(to_scores, probabilities, -1, torch.float32)
             to_query[:, first:end] = torch.bmm(to_scores, key[:, :end]).mul_(scale)
             to_key[:, :end].baddbmm_(to_scores.transpose(1, 2), query[:, first:end], alpha=scale)
         return to_query.view(shape), to_key.view(shape), to_value.view(shape), None
