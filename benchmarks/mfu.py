@@ -38,12 +38,16 @@ SEARCH, BESIDE = 0.2, 0.4  # s for each shape that is tried, and of products bef
 WARMUP = 2
 CPU = HostDevice()
 
+# By the beginning of the operation's name; only attention multiplies in batches.
 KINDS_OF_WORK = (
-    ("products", ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::mv", "mkl::", "mkldnn::")),
-    ("attention", ("aten::_scaled_dot_product", "aten::_softmax", "_BlockedAttention")),
-    ("optimizer", ("aten::_fused_adam", "aten::linalg_vector_norm", "aten::_foreach")),
-    ("loss", ("aten::_log_softmax", "aten::nll_loss", "aten::embedding")),
-    ("allocation and zeros", ("aten::fill_", "aten::zero", "aten::empty")),
+    ("products of the layers and the head", ("aten::mm", "aten::addmm", "aten::mv", "aten::linear")),
+    ("attention", ("aten::_scaled_dot_product", "aten::bmm", "aten::baddbmm", "aten::_softmax", "_BlockedAttention")),
+    ("optimizer, clipping included", ("aten::_fused_adam", "aten::linalg_vector_norm", "aten::_foreach", "Optimizer")),
+    ("loss and embedding", ("aten::_log_softmax", "aten::nll_loss", "aten::embedding", "aten::index")),
+    ("SwiGLU's gate", ("aten::silu",)),
+    ("zeros", ("aten::fill_", "aten::zero")),
+    ("copies", ("aten::copy_", "aten::cat", "aten::clone")),
+    ("sums and products, element by element", ("aten::mul", "aten::add", "aten::sub", "aten::neg", "aten::sum")),
 )
 
 
@@ -145,7 +149,7 @@ def profile(run: Callable[[], None]) -> str:
 
 def kind_of(operation: str) -> str:
     """The kind of work of an operation that the profiler names."""
-    return next((kind for kind, names in KINDS_OF_WORK if operation.startswith(names)), "elementwise and the rest")
+    return next((kind for kind, names in KINDS_OF_WORK if operation.startswith(names)), "all else")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(400)  # six runs of torch on several hosts, bes
 
 # One step or two of each: what is shown is that it runs, and whose host each rank was on.
 TRAIN = ("-o", "steps=2", "-o", "warmup_steps=1", "-o", "global_batch=4", "-o", "join_timeout=300")
-PRETRAINED = ["bert", "pretrain-internlm-tiny", "pretrain-llama-tiny"]
+PRETRAINED = ["bert", "pretrain-internlm-tiny", "pretrain-large-gpt3-tiny", "pretrain-llama-tiny"]
 COMMS = ("-o", "budget=0.05", "-o", "join_timeout=300")
 MINE = """
 assay: 1

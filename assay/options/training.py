@@ -27,12 +27,12 @@ class TrainingOptions(ScriptOptions):
     )
     offload: bool = Field(False, description="zero1, zero2, zero3: optimizer states and update on the host")
     precision: Precision = Field(
-        "fp32", description="fp32, tf32, bf16 or fp16 (loss scaling); weights and optimizer states stay float32"
+        "fp32", description="fp32, tf32, bf16 or fp16 (loss scaling); the weights that are updated stay float32"
     )
     checkpointing: bool = Field(
         False, description="keep each layer's input only, and compute the rest again in backward"
     )
-    compile: bool = Field(False, description="torch.compile of each layer and of the loss")
+    compile: bool = Field(False, description="torch.compile of each layer")
     weights: PathText | None = Field(
         None,
         description="folder of a Hugging Face model (config.json, *.safetensors) to start from [generated weights]",

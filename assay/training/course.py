@@ -62,7 +62,7 @@ def finish(job: Job, here: Session, journal: Journal, tags: Mapping[str, str]) -
     scores = evaluate(job)
     peak = here.device.peak_memory()
     reason = f"{here.device.type} counts no peak" if peak is None else None
-    here.recorder.block("peak_memory", "B", [peak], {**tags, "method": here.device.memory_method}, reason=reason)
+    here.recorder.block("peak_memory", "B", [peak], {**tags, "how": here.device.memory_method}, reason=reason)
     rate = journal.tgs()
     sample_phases(job, here, tags)
     if not here.world.is_first:

@@ -52,7 +52,7 @@ def sample_phases(job: Job, here: Session, tags: Mapping[str, str]) -> None:
         exposed.append(waited.seconds)
     if not job.options.phase_steps:
         return
-    told = {**tags, "method": METHOD}
+    told = {**tags, "how": METHOD}
     for phase, seconds in phases.items():
         here.recorder.block(f"{phase}_time", "s", seconds, told, first_step=first)
     _record_exposed(job, here, exposed, told, first)

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn.parallel import DistributedDataParallel
 
 from assay.training.engines.protocol import Setting, expect
+from assay.training.fast_ops import speed_up
 from assay.training.model import materialise
 from assay.training.optimizer import clip_gradients, make_optimizer
 from assay.training.precision import COMPUTE, gradient_scaler, is_mixed, run_mixed
@@ -23,9 +24,10 @@ _SYNC_BUFFERS = "forward_sync_buffers" if _RENAMED else "broadcast_buffers"
 
 
 def build(setting: Setting) -> nn.Module:
-    """The task's model on meta, with recomputation and compilation of its layers as the options ask for."""
+    """The task's model on meta, with faster layers, and their recomputation and compilation as the options ask for."""
     options, task = setting.options, setting.task
     model = task.build()
+    speed_up(model)
     if options.checkpointing:
         _recompute(model)
     if options.compile:
