@@ -98,6 +98,45 @@ def test_generated_weights_are_never_a_pass(tmp_path: Path) -> None:
     assert unsaid.score is None
 
 
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [("own", "the records were made by assay; the target holds for the public data"), ("alpaca.json", "")],
+)
+def test_our_own_records_are_never_a_pass(tmp_path: Path, data: str, why: str) -> None:
+    row = first_row(tmp_path, finetuned(0.1, tags={**LORA, "weights": "pretrained", "data": data}))
+    assert (row.score, row.note, row.data) == (None if why else 1.0, why or "every target met after 32 steps", data)
+
+
+def test_targets_for_our_own_records_can_be_named(tmp_path: Path) -> None:
+    profile = with_targets(loss=1.0)
+    row = profile.sections[0].rows[0]
+    named = row.model_copy(update={"match": {**(row.match or {}), "data": "own"}})
+    told = profile.model_copy(update={"sections": [profile.sections[0].model_copy(update={"rows": [named]})]})
+    case = finetuned(0.1, tags={**LORA, "weights": "pretrained", "data": "own"})
+    assert first_row(tmp_path, case, profile=told).score == 1.0
+
+
+@pytest.mark.parametrize("steps", range(1, 11))
+def test_a_step_less_than_the_epochs_is_too_few(tmp_path: Path, steps: int) -> None:
+    def row(name: str, epochs: float) -> Row:
+        records = steps * 128 / epochs
+        case = finetuned(0.1, losses=[0.1] * steps, scalars={"records": records})
+        return first_row(tmp_path / name, case)
+
+    short = row("short", 2.99)
+    assert (short.score, short.note) == (0.0, "trained 2.99 of 3 epochs")
+    assert row("whole", 3.0).score == 1.0
+    assert row("crossed", 3.0 + 2.9 / steps).score == 1.0
+
+
+def test_a_full_fine_tuning_needs_its_three_epochs_too(tmp_path: Path) -> None:
+    full = {"model": "internlm-7b", "method": "full"}
+    tags = {**full, "weights": "pretrained"}
+    case = finetuned(0.1, options={**full, "weights": "/models"}, tags=tags, scalars={"records": 6 * RECORDS})
+    row = section(tmp_path, case).rows[1]
+    assert (row.score, row.note) == (0.0, "trained 0.5 of 3 epochs")
+
+
 def test_random_tokens_are_never_a_pass(tmp_path: Path) -> None:
     row = first_row(tmp_path, finetuned(0.1, tags={**LORA, "weights": "pretrained", "data": "dummy"}))
     assert (row.score, row.note) == (None, "the data were random tokens; the target holds for text")
@@ -130,6 +169,40 @@ def test_of_several_runs_the_one_that_trained_longest_is_judged(tmp_path: Path) 
     quick = finetuned(2.0, steps=12, name="speed", scalars={"records": RECORDS})
     row = first_row(tmp_path, quick, finetuned(0.9))
     assert (row.case, row.score) == ("lora", 1.0)
+
+
+def test_a_longer_run_to_which_the_target_does_not_apply_is_not_judged(tmp_path: Path) -> None:
+    generated = finetuned(0.1, steps=60, name="speed", options=LORA, tags={**LORA, "weights": "generated"})
+    row = first_row(tmp_path, generated, finetuned(0.9))
+    assert (row.case, row.score) == ("lora", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "weights"),
+    [
+        ({"seed": 2}, "pretrained"),
+        ({"train_on_inputs": False}, "pretrained"),
+        ({"lora_rank": 4}, "pretrained"),
+        ({"lora_targets": ["q_proj"]}, "pretrained"),
+        ({"lr": 1.0}, "pretrained"),
+        ({"mask_share": 0.3}, "pretrained"),
+        ({"seed": None}, "pretrained"),
+        ({}, "generated"),
+    ],
+)
+def test_the_curve_of_another_training_is_no_baseline(tmp_path: Path, change: dict[str, Any], weights: str) -> None:
+    known = {"seed": 1, "train_on_inputs": True, "lora_rank": 8, "lora_targets": ["q_proj", "v_proj"], "lr": 1e-4}
+    options = {**LORA, "weights": "/models/llama-7b", "int8": False, **known}
+    before = read_run(plant(tmp_path / "before", finetuned(0.9, options=options)))
+    baseline = Baseline.model_validate(record_baseline(before, "own"))
+    profile = with_targets(variance=0.01)
+    assert first_row(tmp_path / "same", finetuned(0.9, options=options), profile=profile, baseline=baseline).score == 1
+    tags = {**LORA, "weights": weights}
+    row = first_row(
+        tmp_path / "other", finetuned(0.9, options={**options, **change}, tags=tags), profile=profile, baseline=baseline
+    )
+    assert row.score is None
+    assert row.checks[1].note == "no loss curve of the like in the baseline"
 
 
 def test_the_variance_is_taken_against_the_recorded_curve(tmp_path: Path) -> None:

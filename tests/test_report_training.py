@@ -1,5 +1,6 @@
 """The chapters Training and Fine-tuning, from planted run folders to cells."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from assay.report.cells import Chapter
 from assay.report.charts import LineChart
 from assay.report.html import render_html
 from assay.report.markdown import render_markdown
-from assay.report.phases import StackedBars
+from assay.report.phases import StackedBars, phases_part
 from assay.report.tables import chapters
 from assay.results import evaluate
 from assay.scoring.baseline import record_baseline
@@ -148,6 +149,41 @@ def test_where_the_time_goes_is_a_bar_and_a_table(tmp_path: Path) -> None:
     page = render_html(result)
     assert "currentColor" in page
     assert "held up" in page.lower()
+
+
+def test_a_single_rank_holds_nobody_up_and_the_limit_says_of_which_times_it_is(tmp_path: Path) -> None:
+    seconds = np.random.default_rng(4).normal(1, 0.01, 40).tolist()
+    seconds[7] += 3
+    (case,) = read_run(plant(tmp_path / "run", Planted("p", [seconds]))).cases
+    part = phases_part("p", case.steps)
+    assert part is not None
+    ((_, _, who),) = part.tables[0].rows
+    assert (who.text, who.note) == ("–", "")
+    assert "of times from which" not in part.lead
+    assert case.steps is not None
+    corrected = phases_part("p", replace(case.steps, corrected=True))
+    assert corrected is not None
+    assert "of the median, of times from which is taken what their tokens explain" in corrected.lead
+
+
+def test_na_says_that_it_counts_0_only_where_it_does(tmp_path: Path) -> None:
+    passed = lora(losses=np.linspace(3.0, 0.1, 42).tolist())
+    whole = table(evaluated(tmp_path / "whole", passed), "finetuning", "Fine-tuning, function")
+    assert whole[0]["Model"] == "Alpaca-LoRA|case lora, data own.json"
+    assert [row["Score"] for row in whole] == ["1.000|every target met after 42 steps", "NA|not submitted, counts 0"]
+    apart = lora(options={"model": "gpt3-13b", "method": "lora"}, tags={"model": "gpt3-13b"})
+    none = table(evaluated(tmp_path / "none", apart), "finetuning", "Fine-tuning, function")
+    assert [row["Score"] for row in none] == ["NA|not submitted"] * 2
+
+
+def test_the_method_is_printed_where_the_row_leaves_it_open(tmp_path: Path) -> None:
+    case = lora(
+        options={"model": "internlm-7b", "method": "full", "int8": False},
+        tags={"model": "internlm-7b", "method": "full"},
+    )
+    found = table(evaluated(tmp_path / "run", case), "finetuning", "Fine-tuning, performance")
+    assert "no baseline; method full" in found[2]["int8 off, measured"]
+    assert found[2]["Score"] == "NA|no baseline"
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan"), 1e-9])

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import yaml
 
-from assay.scoring import training
+from assay.record import TagValue
+from assay.scoring import energy, training
 from assay.scoring.baseline import Baseline, load_profile, record_baseline
 from assay.scoring.profile_format import Profile
 from assay.scoring.reading import read_run
-from assay.scoring.result import Figure, RunResult, Section
+from assay.scoring.result import Configuration, Figure, RunResult, Section
 from assay.scoring.score import score_run
 from tests.planted_training import Planted, plant, rank_files
 
@@ -32,25 +33,39 @@ def own(result: RunResult) -> Baseline:
 
 
 def lora(name: str, seconds: float, int8: bool, world: int = 8, **changes: Any) -> Planted:
-    options = {"model": "llama-7b", "method": "lora", "int8": int8}
-    return Planted(name, [[seconds] * 10] * world, FINETUNE, options, {"method": "lora"}, **changes)
+    given = dict(changes)
+    options = {"model": "llama-7b", "method": "lora", "int8": int8, **given.pop("options", {})}
+    tags = {"method": options["method"], "model": options["model"], **given.pop("tags", {})}
+    return Planted(name, [[seconds] * 10] * world, FINETUNE, options, tags, **given)
+
+
+def one_row(tmp_path: Path, base: Planted, *run: Planted, row: int = 0, column: int = 1) -> Configuration:
+    """The part of the report's table of fine-tuning, int8 off where `column` is 1."""
+    before = own(read_run(plant(tmp_path / "before", base)))
+    after = read_run(plant(tmp_path / "after", *run))
+    rows = part(after, "finetuning_performance", "llm-evaluation-0.2.1", before).rows
+    return rows[row].configurations[column]
 
 
 def test_what_only_some_workloads_record_is_a_figure_where_it_is(tmp_path: Path) -> None:
-    scalars = {"nsp_accuracy": 0.75, "mlm_loss": math.log(12), "eval_loss": 3.5, "trained_parameters": 10.0}
+    scalars = {"nsp_accuracy": 0.75, "nsp_loss": 0.5, "eval_loss": math.log(12), "trained_parameters": 10.0}
     case = Planted("bert", [[0.5] * 10], "workloads/bert", scalars={**scalars, "base_weight_bytes": 4096.0})
     found = named(training.derive(rank_files(tmp_path, case), case.options, [])[0])
     assert found["nsp_accuracy"].value == 0.75
     assert found["nsp_accuracy"].better == "higher"
-    assert found["mlm_loss"].value == pytest.approx(math.log(12))
+    assert found["nsp_loss"].value == 0.5
     assert found["ppl"].value == pytest.approx(12), "a masked model's PPL is of its masked tokens, not of both losses"
+    assert found["ppl"].estimate is not None
+    assert found["ppl"].estimate.method == "exp of the mean loss per masked token on held-out data"
     assert (found["base_weight_bytes"].value, found["base_weight_bytes"].unit) == (4096, "B")
     assert found["trained_parameters"].value == 10
     assert found["tokens"].value == 10 * 1024
     plain = Planted("llama", [[0.5] * 10], scalars={"eval_loss": math.log(50)})
     others = named(training.derive(rank_files(tmp_path, plain), plain.options, [])[0])
-    assert not {"nsp_accuracy", "mlm_loss", "base_weight_bytes", "epochs"} & set(others)
+    assert not {"nsp_accuracy", "nsp_loss", "base_weight_bytes", "epochs"} & set(others)
     assert others["ppl"].value == pytest.approx(50)
+    assert others["ppl"].estimate is not None
+    assert others["ppl"].estimate.method == "exp of the mean loss per token on held-out data"
 
 
 def test_batches_of_unequal_length_do_not_widen_the_interval_of_tgs(tmp_path: Path) -> None:
@@ -188,3 +203,120 @@ def test_a_loss_that_is_no_number_gives_no_baseline_curve(tmp_path: Path) -> Non
     losses = [5.0, 4.0, float("nan"), *[3.0] * 9]
     result = read_run(plant(tmp_path / "run", Planted("a", [[1.0] * 10], losses=losses)))
     assert record_baseline(result, "own")["curves"] == []
+
+
+RECIPE = {
+    "cutoff": 512,
+    "lora_rank": 8,
+    "lora_targets": ["q_proj", "v_proj"],
+    "lora_dropout": 0.05,
+    "train_on_inputs": True,
+    "group_by_length": True,
+    "micro_batch": 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        ({"cutoff": 64}, "cutoff 512, not 64"),
+        ({"lora_rank": 1}, "lora_rank 8, not 1"),
+        ({"lora_targets": ["v_proj"]}, "lora_targets q_proj,v_proj, not v_proj"),
+        ({"lora_dropout": 0.0}, "lora_dropout 0.05, not 0.0"),
+        ({"train_on_inputs": False}, "train_on_inputs true, not false"),
+        ({"group_by_length": False}, "group_by_length true, not false"),
+        ({"global_batch": 1024}, "global_batch 128, not 1024"),
+        ({"cutoff": None}, "cutoff 512, not an unknown one"),
+        ({"cutoff": 64, "lora_rank": 1, "lora_dropout": 0.0}, "cutoff 512, not 64, lora_rank 8, not 1 and 1 more"),
+    ],
+)
+def test_a_cheaper_training_is_not_held_against_a_dearer_one(tmp_path: Path, change: dict[str, Any], note: str) -> None:
+    found = one_row(
+        tmp_path, lora("a", 1.0, False, options=RECIPE), lora("a", 0.5, False, options={**RECIPE, **change})
+    )
+    assert (found.measured, found.score, found.note) == (256.0, None, f"the baseline was measured with {note}")
+
+
+def test_other_data_and_precision_are_another_measurement(tmp_path: Path) -> None:
+    base = lora("a", 1.0, False)
+    tags = {"dtype": "float16", "data": "short.json"}
+    found = one_row(tmp_path, base, lora("a", 0.5, False, tags=tags))
+    assert found.score is None
+    assert found.note == "the baseline was measured with dtype bfloat16, not float16, data own.json, not short.json"
+
+
+def test_a_baseline_that_does_not_say_how_it_was_measured_is_none(tmp_path: Path) -> None:
+    found = one_row(tmp_path, lora("a", 1.0, False), lora("a", 0.5, False, options={"cutoff": 64}))
+    assert (found.score, found.note) == (None, "the baseline was measured with an unknown cutoff, not 64")
+
+
+def test_engine_micro_batch_and_folder_are_free(tmp_path: Path) -> None:
+    base = lora("a", 1.0, False, options=RECIPE, tags={"data": "/here/alpaca.json"})
+    run = lora(
+        "a", 0.5, False, options={**RECIPE, "micro_batch": 16}, tags={"engine": "fsdp", "data": "/x/alpaca.json"}
+    )
+    found = one_row(tmp_path, base, run)
+    assert (found.score, found.note, found.how) == (2.0, "", "")
+
+
+def test_a_recorded_baseline_finds_its_data_in_another_folder(tmp_path: Path) -> None:
+    before = own(read_run(plant(tmp_path / "a", lora("a", 1.0, False, tags={"data": "/here/alpaca.json"}))))
+    for data, score in (("/there/alpaca.json", 2.0), ("/there/other.json", None)):
+        after = read_run(plant(tmp_path / Path(data).stem, lora("a", 0.5, False, tags={"data": data})))
+        assert part(after, "finetuning_performance", "local", before).score == score
+
+
+def test_of_several_cases_the_one_that_the_baseline_has_is_scored(tmp_path: Path) -> None:
+    quick = lora("quick", 0.1, False, options={**RECIPE, "cutoff": 64})
+    found = one_row(tmp_path, lora("a", 1.0, False, options=RECIPE), quick, lora("b", 0.5, False, options=RECIPE))
+    assert (found.score, found.measured) == (2.0, 256.0)
+
+
+def test_a_row_that_leaves_the_method_open_says_which_it_was_and_compares_like_with_like(tmp_path: Path) -> None:
+    def internlm(seconds: float, method: str) -> Planted:
+        return lora(method, seconds, False, options={"model": "internlm-7b", "method": method})
+
+    full = one_row(tmp_path / "a", internlm(1.0, "full"), internlm(0.1, "lora"), internlm(0.5, "full"), row=2)
+    assert (full.score, full.how) == (2.0, "method full")
+    mixed = one_row(tmp_path / "b", internlm(1.0, "full"), internlm(0.1, "lora"), row=2)
+    assert (mixed.score, mixed.how) == (None, "method lora")
+    assert mixed.note == "the baseline was measured with method full, not lora"
+
+
+def test_adapters_options_say_nothing_of_a_full_fine_tuning(tmp_path: Path) -> None:
+    model = {"model": "internlm-7b", "method": "full"}
+    base = lora("a", 1.0, False, options={**RECIPE, **model})
+    found = one_row(tmp_path, base, lora("a", 0.5, False, options={**RECIPE, **model, "lora_rank": 64}), row=2)
+    assert found.score == 2.0
+
+
+def test_a_failed_case_with_several_targets_is_0(tmp_path: Path) -> None:
+    base = own(read_run(plant(tmp_path / "a", lora("a", 1.0, False, options=RECIPE))))
+    failed = read_run(plant(tmp_path / "b", lora("a", 1.0, False, options=RECIPE, state="failed", world=8)))
+    cases = [type(case)(**{**vars(case), "figures": []}) for case in failed.cases]  # it died before its first step
+    bare = type(failed)(**{**vars(failed), "cases": cases})
+    row = part(bare, "finetuning_performance", "local", base).rows[0]
+    assert (row.score, row.note) == (0.0, "case a did not pass")
+
+
+def test_how_memory_was_measured_is_not_what_is_trained(tmp_path: Path) -> None:
+    def method(script: str, tags: dict[str, TagValue]) -> str:
+        case = Planted("a", [[1.0] * 10], script, tags=tags, scalars={"peak_memory": 5.0})
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        estimate = named(training.derive(rank_files(folder, case), {}, [])[0])["peak_memory"].estimate
+        assert estimate is not None
+        return estimate.method
+
+    assert method(FINETUNE, {"method": "full", "how": "allocator"}) == "allocator, largest over 1 rank"
+    assert method(FINETUNE, {"method": "full"}) == "measured, largest over 1 rank"
+    assert method("workloads/pretrain", {"method": "allocator"}) == "allocator, largest over 1 rank"
+
+
+def test_energy_has_the_tags_of_its_training(tmp_path: Path) -> None:
+    case = lora("lora", 1.0, True, world=1, tags={"int8": "true"}, options=RECIPE)
+    files = rank_files(tmp_path, case)
+    tags = named(training.derive(files, case.options, [])[0])["tgs"].tags
+    found = energy.derive(files, [], case.options)
+    assert [figure.tags for figure in found] == [tags, tags]
+    assert tags["int8"] is True

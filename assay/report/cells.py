@@ -77,7 +77,6 @@ _LABELS = {
     "hfu": "HFU",
     "nsp_accuracy": "next-sentence accuracy",
     "nsp_loss": "next-sentence loss",
-    "mlm_loss": "masked-token loss",
     "loss_variance": "variance of the loss against the baseline",
     "base_weight_bytes": "base weights",
     "ppl": "PPL",

@@ -86,7 +86,7 @@ def phases_part(case: str, study: StepStudy | None) -> Part | None:
         leads.append(_outliers_told(study))
         tables.append(_outlier_table(case, study))
     elif study.phases:
-        leads.append(f"No measured step exceeded {quantity(study.limit, 's')} ({_rule()}).")
+        leads.append(f"No measured step exceeded {quantity(study.limit, 's')} ({_rule(study)}).")
     charts = [_bars(study)] if study.phases else []
     return Part(f"{case}: where the time goes", " ".join(leads), charts, tables)
 
@@ -151,14 +151,15 @@ def _bars(study: StepStudy) -> StackedBars:
     return StackedBars(title, Axis("time of a step", "s", zero=True), phases, bars)
 
 
-def _rule() -> str:
-    return f"median + the larger of {DEVIATIONS:g} × 1.4826 × MAD and {MATERIAL:.0%} of the median"
+def _rule(study: StepStudy) -> str:
+    taken = ", of times from which is taken what their tokens explain" if study.corrected else ""
+    return f"median + the larger of {DEVIATIONS:g} × 1.4826 × MAD and {MATERIAL:.0%} of the median{taken}"
 
 
 def _outliers_told(study: StepStudy) -> str:
     count = len(study.outliers) + study.beyond
     return (
-        f"{count_of(count, 'measured step')} took longer than {quantity(study.limit, 's')} ({_rule()}; noise alone does so in "
+        f"{count_of(count, 'measured step')} took longer than {quantity(study.limit, 's')} ({_rule(study)}; noise alone does so in "
         "about 14 of a million steps where it is 20 % on each of 8 ranks, and hardly ever where it is less). All of them "
         "count in TGS."
     )
@@ -170,7 +171,8 @@ def _outlier_table(case: str, study: StepStudy) -> Table:
         names = ", ".join(f"rank {rank}" for rank in one.ranks[:8])
         names += f" and {len(one.ranks) - 8} more" if len(one.ranks) > 8 else ""
         hosts = f"on {line(', '.join(one.hosts[:4]), 120)}" if one.hosts else ""
-        who = Cell(names, hosts) if one.ranks else Cell("NA", one.why, "quiet")
+        nobody = Cell("NA", one.why, "quiet") if one.why else Cell("–", "", "quiet")
+        who = Cell(names, hosts) if one.ranks else nobody
         times = f"{one.seconds / study.usual:.1f} × the median" if study.usual else ""
         rows.append([Cell(f"{one.step:,}"), Cell(quantity(one.seconds, "s"), times), who])
     caption = f"Step-time outliers of {case}" + (f", the first {len(rows)}" if study.beyond else "")

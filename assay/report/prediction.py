@@ -44,13 +44,15 @@ def prediction_part(cases: Sequence[CaseResult]) -> Part | None:
 def _row(case: CaseResult, predicted: Figure, measured: Figure | None) -> list[Cell]:
     method = Cell(predicted.estimate.method) if predicted.estimate else Cell("–", "", "quiet")
     name = Cell(case.name, _NAMES[MEASURED[predicted.metric]])
-    return [name, figure_cell(predicted), figure_cell(measured), _ratio(predicted, measured), method]
+    return [name, figure_cell(predicted), figure_cell(measured), _ratio(case, predicted, measured), method]
 
 
-def _ratio(predicted: Figure, measured: Figure | None) -> Cell:
+def _ratio(case: CaseResult, predicted: Figure, measured: Figure | None) -> Cell:
     """Measured over predicted; of a range, where the measured lies."""
     if not predicted.estimate or not predicted.value or measured is None or measured.value is None:
         return Cell("–", "", "quiet")
+    if predicted.metric == MEMORY and case.about.get("device") == "cpu":
+        return Cell("–", "not comparable: resident set of the process", "quiet")
     low, high = predicted.estimate.low, predicted.estimate.high
     share = percent(measured.value / predicted.value)
     if low is None or high is None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from assay.report.cells import Cell, Column, Part, Table
 from assay.report.quantities import number, percent, quantity
+from assay.report.text import line
 from assay.report.verdict import score_text
 from assay.scoring.result import Check, Configuration, Row, Section
 
@@ -20,51 +21,52 @@ def section_part(section: Section) -> Part:
 
 def _table(section: Section) -> Table:
     caption = f"{section.title}: scores"
+    counts = section.score is not None  # what is NA counts 0 in a part that has a score
     if section.metric == "support":
         heads = [f"{name}, {what}" for name in _CHECKS.values() for what in ("target", "measured")]
         return Table(
-            caption, _columns("Model", "Weight", *heads, "Score"), [_function_row(row) for row in section.rows]
+            caption, _columns("Model", "Weight", *heads, "Score"), [_function_row(row, counts) for row in section.rows]
         )
     if section.columns:
         heads = [f"{title}, {what}" for title in section.columns for what in ("baseline", "measured")]
-        rows = [_configured_row(row) for row in section.rows]
+        rows = [_configured_row(row, counts) for row in section.rows]
         return Table(caption, _columns("Model", "Devices", "Weight", *heads, "Score"), rows)
     names = ("Test", "Weight", "Measured", "Baseline", "Ratio", "Score")
-    return Table(caption, _columns(*names), [_plain_row(row) for row in section.rows])
+    return Table(caption, _columns(*names), [_plain_row(row, counts) for row in section.rows])
 
 
 def _columns(first: str, *numbers: str) -> list[Column]:
     return [Column(first), *(Column(name, numeric=True) for name in numbers)]
 
 
-def _plain_row(row: Row) -> list[Cell]:
+def _plain_row(row: Row, counts: bool) -> list[Cell]:
     return [
         Cell(row.label),
         Cell(percent(row.weight)),
         _quantity(row.measured, row.unit),
         _quantity(row.baseline, row.unit),
         _MISSING if row.ratio is None else Cell(number(row.ratio)),
-        _score(row),
+        _score(row, counts),
     ]
 
 
-def _configured_row(row: Row) -> list[Cell]:
+def _configured_row(row: Row, counts: bool) -> list[Cell]:
     cells = [cell for part in row.configurations for cell in _configuration(part)]
     world = Cell(f"{row.world:,}") if row.world is not None else _NONE
-    return [Cell(row.label, _case(row)), world, Cell(percent(row.weight)), *cells, _score(row)]
+    return [Cell(row.label, _case(row)), world, Cell(percent(row.weight)), *cells, _score(row, counts)]
 
 
 def _configuration(part: Configuration) -> list[Cell]:
     share = f"{percent(part.share)} of {part.share_of}" if part.share is not None else ""
-    note = "; ".join(word for word in (part.note, share) if word)
+    note = "; ".join(word for word in (part.note, part.how, share) if word)
     measured = _quantity(part.measured, part.unit)
     return [_quantity(part.baseline, part.unit), Cell(measured.text, note, "bad" if part.score == 0 else measured.tone)]
 
 
-def _function_row(row: Row) -> list[Cell]:
+def _function_row(row: Row, counts: bool) -> list[Cell]:
     found = {check.name: check for check in row.checks}
     cells = [cell for name in _CHECKS for cell in _check(found.get(name))]  # type: ignore[call-overload]
-    return [Cell(row.label, _case(row)), Cell(percent(row.weight)), *cells, _score(row)]
+    return [Cell(row.label, _case(row)), Cell(percent(row.weight)), *cells, _score(row, counts)]
 
 
 def _check(check: Check | None) -> Sequence[Cell]:
@@ -83,9 +85,13 @@ def _quantity(value: float | None, unit: str) -> Cell:
 
 
 def _case(row: Row) -> str:
-    return f"case {row.case}" if row.case else ""
+    data = f", data {line(row.data, 60)}" if row.data else ""
+    return f"case {row.case}{data}" if row.case else ""
 
 
-def _score(row: Row) -> Cell:
-    note = row.note or ("not submitted, counts 0" if row.score is None else "")
-    return Cell(score_text(row.score), note, "quiet" if row.score is None else "bad" if row.score == 0 else "")
+def _score(row: Row, counts: bool) -> Cell:
+    if row.score is not None:
+        return Cell(score_text(row.score), row.note, "bad" if row.score == 0 else "")
+    why = next((part.note for part in row.configurations if part.measured is not None), "")
+    note = row.note or why or "not submitted"
+    return Cell(score_text(None), f"{note}, counts 0" if counts else note, "quiet")

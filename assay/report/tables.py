@@ -51,7 +51,7 @@ cases/<case>/attempt-<k>/       one folder for each attempt, never overwritten
     rank-00000.jsonl            raw samples of rank 0: a header line, then one block a line
     stdout.log  stderr.log      what the ranks printed
     status.json                 how the attempt ended, and what to do about it"""
-_RULE = "NA: not submitted, counts 0. 0: failed, without log or not accepted."
+_RULE = "NA: not submitted, counts 0 where anything of its part has a score. 0: failed, without log or not accepted."
 
 
 def chapters(result: RunResult) -> list[Chapter]:

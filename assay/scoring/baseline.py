@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -14,17 +14,25 @@ from assay.errors import BadInput
 from assay.options.base import nearest, problems
 from assay.scoring.profile_format import Data, Profile
 from assay.scoring.result import CaseResult, Figure, RunResult
+from assay.scoring.samples import SETTINGS, settings
 from assay.scoring.specifications import PARAMETERS, parameter_rows
 
 # Tags that make two figures the same measurement. Others (backend, device) are what is being compared.
 MATCHED = (
-    *("op", "bytes", "world", "dtype", "model", "method", "int8", "engine", "data"),
-    *("seq_len", "cutoff", "global_batch", "micro_batch"),
+    *("op", "bytes", "world", "dtype", "model", "engine", "data"),
+    *SETTINGS,
 )
+# Of these, what a machine may choose for itself: whoever trains the same in another way is held against it.
+FREE = ("engine", "micro_batch")
 # Tags of a collective that is done in another way than usual: it is compared with its like only, never with the plain one.
 VARIANTS = ("redop", "groups", "asynchronous", "coalesced", "graph", "matrix")
 PLACED = ("placement", "buffers")  # where the data lie: told apart by a baseline that tells them apart
 RECORDED = ("throughput_deepspeed", "tgs")  # figures that a profile can score
+# What makes two losses of one step comparable. Whether data and settings are alike is asked beside these.
+ALIKE = (
+    *("script", "model", "weights", "seed", "lr", "min_lr_ratio", "lr_warmup_steps", "schedule", "beta2"),
+    *("weight_decay", "clip", "lora_alpha", *(key for key in SETTINGS if key not in ("micro_batch", "int8"))),
+)
 CURVE_STEPS = 10_000  # of a loss curve that are kept: more would take long to read, and function tests end before
 
 
@@ -139,7 +147,7 @@ def record_baseline(result: RunResult, name: str) -> dict[str, Any]:
                 if figure.estimate.low is not None:
                     item |= {"low": figure.estimate.low, "high": figure.estimate.high}
                 figures.append({**item, "match": match})
-                curves += _loss_curve(case, match) if figure.metric == "tgs" else []
+                curves += _loss_curve(case, {**match, **curve_tags(case, figure)}) if figure.metric == "tgs" else []
     specifications = {
         row.parameter.key: row.figure.value for row in parameter_rows(passed, {}, {}) if row.figure and row.figure.value
     }
@@ -180,6 +188,21 @@ def _loss_curve(case: CaseResult, match: Mapping[str, Any]) -> list[dict[str, An
         return []
     kept = [float(value) for value in losses[:CURVE_STEPS]]
     return [{"metric": "loss", "first_step": int(steps[0]), "samples": kept, "match": dict(match)}]
+
+
+def curve_tags(case: CaseResult, figure: Figure | None) -> dict[str, Any]:
+    """What a case's loss is compared by: ALIKE, of its options and of the tags of its steps."""
+    known = {**case.options, **(figure.tags if figure else settings(case.options)), "script": case.script}
+    known["weights"] = "generated" if known.get("weights") in (None, "generated") else "pretrained"
+    if known.get("method") != "lora":
+        known.pop("lora_alpha", None)
+    chosen = {**settings(known), **{key: value for key, value in known.items() if key not in SETTINGS}}
+    return {key: chosen[key] for key in ALIKE if chosen.get(key) is not None}
+
+
+def same_data(one: object, other: object) -> bool:
+    """Whether two names of data are of the same: another machine keeps the same file in another folder."""
+    return one == other or (PurePath(str(one)).suffix != "" and PurePath(str(one)).name == PurePath(str(other)).name)
 
 
 def matched(tags: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from assay.estimates import Estimate
 from assay.record import RankFile
 from assay.scoring.result import Figure
-from assay.scoring.samples import by_rank, scalar, scaled, world_of
+from assay.scoring.samples import by_rank, scalar, scaled, training_tags
 from assay.scoring.sensors import GAPS, SensorFile, SensorSeries, Span, pick, with_spans, within
 
 _MEASURED = {"phase": "measured"}
@@ -192,7 +192,9 @@ def _sum(estimates: Sequence[Estimate], method: str) -> Estimate:
     return Estimate(sum(one.value for one in estimates), low, high, min(one.samples for one in estimates), method)
 
 
-def derive(files: Sequence[RankFile], sensors: Sequence[SensorFile]) -> list[Figure]:
+def derive(
+    files: Sequence[RankFile], sensors: Sequence[SensorFile], options: Mapping[str, Any] | None = None
+) -> list[Figure]:
     """energy_per_token (J/token) and flops_per_watt (FLOP/s/W) of a training case; nothing for one without steps.
 
     Energy of all devices of all hosts from the first measured step's begin to the last one's end, over the tokens of
@@ -202,9 +204,7 @@ def derive(files: Sequence[RankFile], sensors: Sequence[SensorFile]) -> list[Fig
     tokens = by_rank(files, "tokens", _MEASURED)
     if not spans or not tokens:
         return []
-    tags: dict[str, Any] = {"world": world_of(files)}
-    steps = next(block for file in files for block in file.blocks if block.metric == "step_time")
-    tags |= {key: value for key, value in steps.tags.items() if key != "phase"}
+    tags = training_tags(files, options or {})
     found, what = job_energy(files, sensors, spans)
     if not found:
         return _unknown(what, tags, ("energy_per_token", "J/token"), ("flops_per_watt", "FLOP/s/W"))

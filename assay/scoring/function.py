@@ -7,13 +7,12 @@ Support = Σ αᵢ·[model i meets every target after the required steps], after
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
 from assay.estimates import Estimate
-from assay.scoring.baseline import Baseline, BaselineCurve, Losses, Steps, loss_of
+from assay.scoring.baseline import ALIKE, Baseline, BaselineCurve, Losses, Steps, curve_tags, loss_of, same_data
 from assay.scoring.matching import agrees, figure_tags, label_of, meant_to_measure
 from assay.scoring.profile_format import Match, ProfileRow, ProfileSection, Targets
 from assay.scoring.result import CaseResult, Check, Curve, Figure, Row, RunResult, Section
@@ -24,22 +23,8 @@ _FORMULA = (
     "Σ weight × [every target met after the required steps]; "
     "variance = mean of (dᵢ − mean d)², dᵢ = loss minus the baseline's loss of step i"
 )
-_ALIKE = (
-    "script",
-    "model",
-    "method",
-    "global_batch",
-    "seq_len",
-    "cutoff",
-)  # else two losses of a step are of other data
-_CLOSER = (
-    "data",
-    "engine",
-    "world",
-    "dtype",
-    "int8",
-    "micro_batch",
-)  # of several curves, the one that shares more of these
+_CLOSER = ("data", "engine", "world", "dtype", "int8", "micro_batch")  # of several curves, what shares more of these
+_FINETUNE = "workloads/finetune"
 
 
 def variance(losses: Losses, baseline: Losses) -> float:
@@ -70,10 +55,12 @@ def _row(result: RunResult, section: ProfileSection, row: ProfileRow, weight: fl
     passed = [case for case in cases if case.status is not None and case.status.state == "passed"]
     if passed:
         # A short run of the same model measures speed; the function test is the one that trained longest.
-        case = max(passed, key=lambda one: loss_of(one)[0].size)
-        score, note, checks = _judged(case, row.targets, baseline)
-        return Row(label, weight, None, None, "1", None, score, note, (), checks, None, case.name)
-    failed = next((case for case in cases if meant_to_measure(case, row.match or {})), None)
+        match, targets = row.match, row.targets
+        case = max(passed, key=lambda one: (not _inapplicable(one, match, targets), loss_of(one)[0].size))
+        score, note, checks = _judged(case, row.match, row.targets, baseline)
+        data = str(case_tags(case).get("data") or "")
+        return Row(label, weight, None, None, "1", None, score, note, (), checks, None, case.name, data)
+    failed = next((case for case in cases if meant_to_measure(case, row.match)), None)
     if failed is not None:
         note = f"case {failed.name} did not pass"
         return Row(label, weight, None, None, "1", None, 0.0, note, (), nothing, None, failed.name)
@@ -86,13 +73,17 @@ def _is_of(case: CaseResult, section: ProfileSection, match: Match) -> bool:
 
 def case_tags(case: CaseResult) -> dict[str, Any]:
     """What is known of a training: its options, and where it recorded steps, the tags of these."""
-    figure = next((figure for figure in case.figures if figure.metric == "tgs"), None)
+    figure = _tgs_of(case)
     told = figure_tags(case, figure) if figure else {"script": case.script, **case.labels}
     return {"world": case.world, **case.options, **told}
 
 
+def _tgs_of(case: CaseResult) -> Figure | None:
+    return next((figure for figure in case.figures if figure.metric == "tgs"), None)
+
+
 def _judged(
-    case: CaseResult, targets: Targets, baseline: Baseline | None
+    case: CaseResult, match: Match, targets: Targets, baseline: Baseline | None
 ) -> tuple[float | None, str, tuple[Check, ...]]:
     """Score, its reason and the checks of a case that passed."""
     steps, losses = loss_of(case)
@@ -100,7 +91,7 @@ def _judged(
         return 0.0, f"case {case.name} recorded no loss", _checks(targets, {})
     until, short = _required(case, targets, steps)
     measured = _measured(case, baseline, steps[:until], losses[:until])
-    inapplicable = _inapplicable(case_tags(case), targets)
+    inapplicable = _inapplicable(case, match, targets)
     if inapplicable or short:
         # What it reached is shown, and not judged.
         checks = tuple(replace(check, met=None) for check in _checks(targets, measured))
@@ -115,13 +106,16 @@ def _judged(
     return 1.0, f"every target met after {until:,} steps", checks
 
 
-def _inapplicable(tags: Mapping[str, Any], targets: Targets) -> str:
+def _inapplicable(case: CaseResult, match: Match, targets: Targets) -> str:
     """Why the targets say nothing about this training; empty where they do."""
+    tags = case_tags(case)
     generated = tags.get("weights") in (None, "generated")
     if targets.weights == "pretrained" and generated:
         return "weights were generated; the target holds for pretrained weights"
     if tags.get("data") == "dummy":
         return "the data were random tokens; the target holds for text"
+    if tags.get("script") == _FINETUNE and tags.get("data") == "own" and "data" not in match:
+        return "the records were made by assay; the target holds for the public data"
     return ""
 
 
@@ -138,9 +132,9 @@ def _required(case: CaseResult, targets: Targets, steps: Steps) -> tuple[int, st
         done = float(asked) if isinstance(asked, int | float) and asked > 0 else None
     if done is None:
         return steps.size, "how many epochs were trained was not recorded"
-    # A step may cross the end of an epoch, so that three epochs are rounded up to whole steps.
-    if done < targets.epochs * (1 - 1 / max(steps.size, 1)):
+    if done < targets.epochs - 1e-9:
         return steps.size, f"trained {done:.3g} of {targets.epochs:g} epochs"
+    # A step may cross the end of an epoch, so that three epochs are rounded up to whole steps.
     return max(1, min(math.ceil(steps.size * targets.epochs / done - 1e-9), steps.size)), ""
 
 
@@ -182,22 +176,14 @@ def _missed(check: Check) -> str:
 def _curve_for(case: CaseResult, baseline: Baseline | None) -> BaselineCurve | None:
     """The baseline's curve of the same training: of what is alike in the rest, the most alike."""
     tags = case_tags(case)
+    own = curve_tags(case, _tgs_of(case))
     alike = [
         curve
         for curve in (baseline.curves if baseline else [])
-        if all(curve.match.get(key) == tags.get(key) for key in _ALIKE if key in curve.match)
-        and _same_data(curve.match.get("data"), tags.get("data"))
+        if all(curve.match.get(key) == own.get(key) for key in ALIKE)
+        and same_data(curve.match.get("data"), tags.get("data"))
     ]
     return max(alike, key=lambda curve: sum(curve.match.get(key) == tags.get(key) for key in _CLOSER), default=None)
-
-
-def _same_data(one: object, other: object) -> bool:
-    # Another machine keeps the same file in another folder.
-    return (
-        one is None
-        or one == other
-        or (PurePath(str(one)).suffix != "" and PurePath(str(one)).name == PurePath(str(other)).name)
-    )
 
 
 def _variance(steps: Steps, losses: Losses, first: int, base: Losses) -> tuple[float | None, str]:

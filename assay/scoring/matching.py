@@ -7,11 +7,13 @@ from pydantic import ValidationError
 
 from assay.options import CommsOptions
 from assay.options.comms import ITEM_BYTES
-from assay.scoring.baseline import MATCHED, PLACED, VARIANTS, BaselineFigure
+from assay.scoring.baseline import FREE, MATCHED, PLACED, VARIANTS, BaselineFigure, same_data
 from assay.scoring.result import CaseResult, Figure
+from assay.scoring.samples import settings
 from assay.units import format_size
 
 _KNOWN = {*MATCHED, *VARIANTS, *PLACED, "script"}  # any other key of a baseline's figure is a label of its case
+_MOST_NAMED = 2  # of what differs
 
 
 def agrees(wanted: Mapping[str, Any], tags: Mapping[str, Any], variants: Sequence[str] = ()) -> bool:
@@ -20,9 +22,13 @@ def agrees(wanted: Mapping[str, Any], tags: Mapping[str, Any], variants: Sequenc
     A list of values wants any one of them. A tag that is not there is null.
     """
     return all(
-        tags.get(key) in value if isinstance(value, list) else tags.get(key) == value
+        any(_same(key, tags.get(key), one) for one in (value if isinstance(value, list) else [value]))
         for key, value in [*wanted.items(), *((key, wanted.get(key)) for key in variants)]
     )
+
+
+def _same(key: str, one: object, other: object) -> bool:
+    return same_data(one, other) if key == "data" else one == other
 
 
 def figure_tags(case: CaseResult, figure: Figure) -> dict[str, Any]:
@@ -40,6 +46,28 @@ def is_base(item: BaselineFigure, wanted: Mapping[str, Any]) -> bool:
     return agrees(wanted, item.match, (*VARIANTS, *(key for key in item.match if key not in _KNOWN)))
 
 
+def differing(item: BaselineFigure, case: CaseResult, figure: Figure) -> list[str]:
+    """In which keys a baseline's figure is another measurement than this one of a run; engine and micro-batch are free."""
+    tags = figure_tags(case, figure)
+    keys = ["script"] if "script" in item.match else []
+    keys += [key for key in (*MATCHED, *VARIANTS) if key not in FREE]
+    return [key for key in keys if not _same(key, tags.get(key), item.match.get(key))]
+
+
+def difference(item: BaselineFigure, case: CaseResult, figure: Figure, keys: Sequence[str]) -> str:
+    """The first of the differing keys, in words."""
+    tags = figure_tags(case, figure)
+    told = [_apart(key, item.match.get(key), tags.get(key)) for key in keys[:_MOST_NAMED]]
+    more = f" and {len(keys) - len(told)} more" if len(keys) > len(told) else ""
+    return f"the baseline was measured with {', '.join(told)}{more}"
+
+
+def _apart(key: str, base: object, own: object) -> str:
+    if base is None:
+        return f"an unknown {key}, not {_words(own)}"
+    return f"{key} {_words(base)}, not {'an unknown one' if own is None else _words(own)}"
+
+
 def meant_to_measure(case: CaseResult, wanted: Mapping[str, Any]) -> bool:
     """Whether a case that was started, and did not pass, is the one that should have given the wanted figure."""
     if (
@@ -50,7 +78,7 @@ def meant_to_measure(case: CaseResult, wanted: Mapping[str, Any]) -> bool:
         return False
     if "op" in wanted:
         return wanted["bytes"] in _sizes_of(case, str(wanted["op"]))
-    known = {**case.options, "script": case.script, **case.labels}
+    known = {**case.options, **settings(case.options), "script": case.script, **case.labels}
     return agrees({key: value for key, value in wanted.items() if key in known}, known)
 
 
@@ -82,4 +110,6 @@ def label_of(match: Mapping[str, Any]) -> str:
 
 
 def _words(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
     return " / ".join(map(str, value)) if isinstance(value, list) else str(value)

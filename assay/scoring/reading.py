@@ -43,8 +43,8 @@ READERS: dict[str, Reader] = {
     **dict.fromkeys(imported.SCRIPTS.values(), imported.derive),
 }
 # What needs the sensors beside the ranks too.
-METERED: dict[str, Callable[[list[RankFile], list[SensorFile]], list[Figure]]] = {
-    specifications.SCRIPT: specifications.efficiency,
+METERED: dict[str, Callable[[list[RankFile], list[SensorFile], Mapping[str, Any]], list[Figure]]] = {
+    specifications.SCRIPT: lambda files, beside, _: specifications.efficiency(files, beside),
     **dict.fromkeys(training.SCRIPTS, energy.derive),
 }
 
@@ -78,7 +78,9 @@ def read_run(path: Path) -> RunResult:
         no_figures: list[Figure] = []
         no_notes: list[str] = []
         if case.script in METERED:
-            figures = figures + _guarded(case, partial(METERED[case.script], files, beside), no_figures, noted)
+            figures = figures + _guarded(
+                case, partial(METERED[case.script], files, beside, case.options), no_figures, noted
+            )
         sensed = _guarded(case, partial(_sensed, beside), no_figures, noted)
         noted += _guarded(case, partial(doubts.of_sensors, case.name, beside), [], noted)
         told = _guarded(case, partial(sensors.notes, beside, files), no_notes, noted)

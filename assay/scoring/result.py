@@ -72,7 +72,8 @@ class Doubt:
 class StepOutlier:
     """A measured step that took far longer than usual. seconds: of its slowest rank.
 
-    ranks: who held the others up, on `hosts`; none where that cannot be told, and `why` says so.
+    ranks: who held the others up, on `hosts`; none where that cannot be told, and `why` says so. A single rank holds
+    nobody up: no ranks, and no `why`.
     """
 
     step: int
@@ -103,8 +104,9 @@ class StepStudy:
     """Where the time of a training step goes, and which steps and ranks were slow.
 
     phases: name → median over ranks and sampled steps (s), none without sampled steps. by_rank: rank → phase → median (s).
-    usual, limit: median of the measured steps and what a step must exceed to be an outlier (s). beyond: outliers that are
-    not listed. slow_why: why no slow rank could be looked for, where that is so.
+    usual: median of the measured steps, as measured (s). limit: what a step must exceed to be an outlier (s), where
+    `corrected` after what its tokens explain is taken out. beyond: outliers that are not listed. slow_why: why no slow rank
+    could be looked for, where that is so.
     """
 
     phases: Mapping[str, Estimate]
@@ -123,6 +125,7 @@ class StepStudy:
     beyond: int = 0
     slow: SlowRank | None = None
     slow_why: str = ""
+    corrected: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,8 @@ class CaseResult:
 class Configuration:
     """One column's part of a row: one configuration of a model, such as one of two networks. As in `Row`.
 
-    share: the measured figure as a share of `share_of`, for a reader who has no baseline.
+    share: the measured figure as a share of `share_of`, for a reader who has no baseline. how: in which way it was
+    measured, where the row leaves that open.
     """
 
     title: str
@@ -166,6 +170,7 @@ class Configuration:
     note: str = ""
     share: float | None = None
     share_of: str | None = None
+    how: str = ""
 
 
 @dataclass(frozen=True)
@@ -187,7 +192,7 @@ class Row:
     """One line of a score's table. score None prints NA and counts 0; 0.0 is a test that failed.
 
     configurations: where the section has columns, one for each; measured, baseline and ratio are theirs then. checks: of a
-    function test. case: which case gave the figures.
+    function test. case: which case gave the figures. data: what a function test trained on.
     """
 
     label: str
@@ -202,6 +207,7 @@ class Row:
     checks: Sequence[Check] = ()
     world: int | None = None
     case: str = ""
+    data: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Raw samples of one metric across ranks, gathered from blocks."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,13 @@ from assay.record import RankFile
 from assay.scoring.result import Figure
 
 Array = NDArray[np.float64]
+
+# Options of a training by which its figures are told apart: what makes a step cheaper is among them.
+_LORA = ("lora_rank", "lora_targets", "lora_dropout")
+SETTINGS = (
+    *("seq_len", "cutoff", "global_batch", "micro_batch", "method", "int8", *_LORA),
+    *("train_on_inputs", "group_by_length", "mask_share", "max_predictions", "short_share", "dropout"),
+)
 
 
 def by_rank(files: Iterable[RankFile], metric: str, match: Mapping[str, Any]) -> dict[int, Array]:
@@ -58,6 +65,23 @@ def scalar(files: Iterable[RankFile], metric: str) -> tuple[float | None, str | 
                 value = float(block.samples[-1])
                 return (None, block.reason) if np.isnan(value) and block.reason else (value, None)
     return None, "not recorded"
+
+
+def training_tags(files: Sequence[RankFile], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Tags of a training's figures: its ranks, what its records of steps say, and the options that tell it apart."""
+    block = next((block for file in files for block in file.of("step_time")), None)
+    told = {key: value for key, value in block.tags.items() if key != "phase"} if block else {}
+    return {"world": world_of(files), **told, **settings(options)}
+
+
+def settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options in SETTINGS that are given and mean something, as single values."""
+    adapters = options.get("method", "lora") == "lora"
+    return {
+        key: ",".join(sorted(map(str, value))) if isinstance(value := options[key], list | tuple) else value
+        for key in SETTINGS
+        if options.get(key) is not None and (adapters or key not in _LORA)
+    }
 
 
 def world_of(files: Iterable[RankFile]) -> int:

@@ -4,9 +4,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from assay.scoring.baseline import Baseline, BaselineFigure
+from assay.scoring.baseline import FREE, Baseline, BaselineFigure
 from assay.scoring.function import baseline_curves, deviations, function_section
-from assay.scoring.matching import is_base, is_wanted, label_of, meant_to_measure
+from assay.scoring.matching import difference, differing, is_base, is_wanted, label_of, meant_to_measure
 from assay.scoring.profile_format import Match, Profile, ProfileRow, ProfileSection
 from assay.scoring.result import CaseResult, Configuration, Figure, Row, RunResult, Scorecard, Section
 
@@ -89,8 +89,9 @@ def _row(
     if not section.columns:
         one, case = _configuration(result, section, "", row.match, figures)
         # The ratio is of two numbers; a failed case has a score without one.
-        ratio = one.score if one.measured is not None and one.baseline is not None and not one.note else None
-        return Row(label, weight, one.measured, one.baseline, one.unit, ratio, one.score, one.note, (), (), ranks, case)
+        ratio = one.score if one.measured is not None and one.baseline is not None else None
+        note = "; ".join(filter(None, (one.note, one.how)))
+        return Row(label, weight, one.measured, one.baseline, one.unit, ratio, one.score, note, (), (), ranks, case)
     found = [
         _configuration(result, section, column.title, {**row.match, **column.match}, figures)
         for column in section.columns
@@ -127,25 +128,57 @@ def _configuration(
     result: RunResult, section: ProfileSection, title: str, wanted: Mapping[str, Any], figures: Sequence[BaselineFigure]
 ) -> tuple[Configuration, str]:
     """One measurement against its baseline, and the name of the case that gave it."""
-    plainest = sorted(figures, key=lambda item: len(item.match))
-    base = next((item for item in plainest if is_base(item, wanted)), None)
-    unit, against = (base.unit, base.value) if base else ("", None)
+    known = [item for item in sorted(figures, key=lambda item: len(item.match)) if is_base(item, wanted)]
+    unit, against = (known[0].unit, known[0].value) if known else ("", None)
     cases = [case for case in result.cases if not section.scripts or case.script in section.scripts]
-    for case in cases:
+    found = [
         # Of what is measured in several places of memory, the plainest counts: it has the fewest tags.
-        for figure in sorted(case.figures, key=lambda figure: len(figure.tags)):
-            if figure.metric != section.metric or not is_wanted(case, figure, wanted):
-                continue
-            if case.status is None or case.status.state != "passed":
-                return Configuration(title, None, against, unit, 0.0, f"case {case.name} did not pass"), case.name
-            ratio = figure.value / base.value if base and figure.value is not None else None
-            note = "" if base else "no baseline"
-            share, of = _share(case, figure)
-            return Configuration(title, figure.value, against, figure.unit, ratio, note, share, of), case.name
+        (case, figure, _base_of(known, case, figure))
+        for case in cases
+        for figure in sorted(case.figures, key=lambda figure: len(figure.tags))
+        if figure.metric == section.metric and is_wanted(case, figure, wanted)
+    ]
+    if found:
+        # A run may have trained in several ways. The first that the baseline has as well is scored.
+        case, figure, base = next((one for one in found if one[2]), found[0])
+        if case.status is None or case.status.state != "passed":
+            return Configuration(title, None, against, unit, 0.0, f"case {case.name} did not pass"), case.name
+        return _held_against(title, case, figure, base, known, _left_open(wanted, figure)), case.name
     failed = next((case for case in cases if meant_to_measure(case, wanted)), None)
     if failed is not None:
         return Configuration(title, None, against, unit, 0.0, f"case {failed.name} did not pass"), failed.name
     return Configuration(title, None, against, unit, None, "not submitted"), ""
+
+
+def _base_of(known: Sequence[BaselineFigure], case: CaseResult, figure: Figure) -> BaselineFigure | None:
+    """The baseline's figure of the very same measurement; of several, of the same engine and micro-batch if there is one."""
+    same = [item for item in known if not differing(item, case, figure)]
+    return max(same, key=lambda item: sum(item.match.get(key) == figure.tags.get(key) for key in FREE), default=None)
+
+
+def _held_against(
+    title: str, case: CaseResult, figure: Figure, base: BaselineFigure | None, known: Sequence[BaselineFigure], how: str
+) -> Configuration:
+    share, of = _share(case, figure)
+    if base is not None:
+        if figure.value is None:
+            return Configuration(
+                title, None, base.value, figure.unit, None, figure.reason or "not known", None, None, how
+            )
+        return Configuration(
+            title, figure.value, base.value, figure.unit, figure.value / base.value, "", share, of, how
+        )
+    if not known:
+        return Configuration(title, figure.value, None, figure.unit, None, "no baseline", share, of, how)
+    nearest = min(known, key=lambda item: len(differing(item, case, figure)))
+    note = difference(nearest, case, figure, differing(nearest, case, figure))
+    return Configuration(title, figure.value, nearest.value, figure.unit, None, note, share, of, how)
+
+
+def _left_open(wanted: Mapping[str, Any], figure: Figure) -> str:
+    """How it was trained, where the row leaves that open."""
+    method = figure.tags.get("method")
+    return f"method {method}" if method is not None and isinstance(wanted.get("method", []), list) else ""
 
 
 def _share(case: CaseResult, figure: Figure) -> tuple[float | None, str | None]:

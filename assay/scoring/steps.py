@@ -20,7 +20,7 @@ _MEASURED = {"phase": "measured"}
 
 # A step is an outlier if it exceeds the median by DEVIATIONS standard deviations (1.4826 × MAD, as of a normal
 # distribution) and by MATERIAL of the median. In 4 million simulated steps without a cause, none was one where the noise
-# was normal or lognormal up to 10 %, correlated or not; 2 in a million for lognormal noise of 20 %, 14 in a million where
+# was normal or lognormal up to 10 %, correlated or not; 1.5 in a million for lognormal noise of 20 %, 14 in a million where
 # the slowest of 8 such ranks counts.
 DEVIATIONS = 8.0
 MATERIAL = 0.1
@@ -45,7 +45,8 @@ def study(files: list[RankFile]) -> StepStudy | None:
         return None
     tokens = by_rank(files, "tokens", _MEASURED)
     alike = _alike(steps, tokens[min(tokens)] if tokens else None)
-    usual, limit = threshold(alike.max(axis=0))
+    usual, (_, limit) = float(np.median(steps.max(axis=0))), threshold(alike.max(axis=0))
+    corrected = not np.array_equal(alike, steps)
     first = first_step(files, "step_time", _MEASURED)
     outliers = find_outliers(steps, alike, ranks, first, limit, _hosts(files))
     samples = {phase: by_rank(files, f"{phase}_time", {}) for phase in PHASES}
@@ -53,9 +54,8 @@ def study(files: list[RankFile]) -> StepStudy | None:
     whole = len(sampled) == len(PHASES) and len({array.shape for array in sampled.values()}) == 1
     phases = sampled if whole and sampled["data"].shape[1] else {}
     if not phases:
-        return StepStudy(
-            {}, {}, {}, None, None, "", 0, usual, limit, outliers[:MOST_LISTED], len(outliers[MOST_LISTED:])
-        )
+        listed, beyond = outliers[:MOST_LISTED], len(outliers[MOST_LISTED:])
+        return StepStudy({}, {}, {}, None, None, "", 0, usual, limit, listed, beyond, corrected=corrected)
     exposed, why = _exposed(files, ranks, phases["data"].shape)
     total = np.asarray(sum(phases.values()))
     engine = next((block.tags.get("engine") for file in files for block in file.of("step_time")), None)
@@ -75,6 +75,7 @@ def study(files: list[RankFile]) -> StepStudy | None:
         len(outliers[MOST_LISTED:]),
         slow,
         slow_why,
+        corrected,
     )
 
 
@@ -105,13 +106,13 @@ def find_outliers(
                 place, long = place - 1, before
         if place in found:
             continue
-        culprits = [] if long.all() and len(ranks) > 1 else [ranks[row] for row in np.flatnonzero(long).tolist()]
+        culprits = [] if long.all() else [ranks[row] for row in np.flatnonzero(long).tolist()]
         found[place] = StepOutlier(
             first + place,
             float(steps[:, place].max()),
             tuple(culprits),
             tuple(dict.fromkeys(hosts[rank] for rank in culprits)),
-            "" if culprits else "cannot be told: all ranks were held up in the same step",
+            "" if culprits or len(ranks) == 1 else "cannot be told: all ranks were held up in the same step",
         )
     return list(found.values())
 

@@ -12,19 +12,29 @@ from assay.record import RankFile
 from assay.scoring.ceilings import find, find_figure, least_share
 from assay.scoring.datasheet import Datasheet, find_datasheet, peak
 from assay.scoring.result import CaseResult, Curve, Figure
-from assay.scoring.samples import Array, by_rank, device_of, first_step, scalar, scaled, stacked, tail_figure, world_of
+from assay.scoring.samples import (
+    Array,
+    by_rank,
+    device_of,
+    first_step,
+    scalar,
+    scaled,
+    stacked,
+    tail_figure,
+    training_tags,
+    world_of,
+)
 from assay.scoring.specifications import PARAMETERS
 from assay.throughput import FINAL_STEPS, tgs
 
-SCRIPTS = ("workloads/pretrain", "workloads/bert", "workloads/finetune")
+_MASKED, _FINETUNE = "workloads/bert", "workloads/finetune"
+SCRIPTS = ("workloads/pretrain", _MASKED, _FINETUNE)
 _MEASURED = {"phase": "measured"}
-# Options that tell two trainings apart, where their records do not carry them as tags.
-_TAG_OPTIONS = ("seq_len", "cutoff", "global_batch", "micro_batch", "method", "int8")
 
 # Metrics of one sample that only some workloads record.
 _SOMETIMES = {"trained_parameters": "1", "base_weight_bytes": "B"}
 # What evaluation on held-out data may measure beside the loss: which way is better.
-_SCORES: dict[str, Literal["higher", "lower"]] = {"mlm_loss": "lower", "nsp_loss": "lower", "nsp_accuracy": "higher"}
+_SCORES: dict[str, Literal["higher", "lower"]] = {"nsp_loss": "lower", "nsp_accuracy": "higher"}
 
 
 def derive(files: list[RankFile], options: Mapping[str, Any], limits: list[Figure]) -> tuple[list[Figure], list[Curve]]:
@@ -33,7 +43,7 @@ def derive(files: list[RankFile], options: Mapping[str, Any], limits: list[Figur
     world = world_of(files)
     if not ranks:
         return [], _curves(files)
-    tags = _tags(files, options, world)
+    tags = training_tags(files, options)
     if len(ranks) < world:
         # A share of the ranks would still give a number, and a better one: TGS counts devices.
         reason = f"only {len(ranks)} of {world} ranks recorded their steps"
@@ -72,13 +82,6 @@ def _epochs(files: list[RankFile], options: Mapping[str, Any], tags: Mapping[str
     steps = losses[min(losses)].size if losses else 0
     method = f"{steps:,} steps × {batch:,} records / {records:,.0f} records"
     return [Figure("epochs", "1", Estimate(steps * batch / records, None, None, 1, method), tags)]
-
-
-def _tags(files: list[RankFile], options: Mapping[str, Any], world: int) -> dict[str, Any]:
-    chosen = {key: options[key] for key in _TAG_OPTIONS if options.get(key) is not None}
-    block = next((block for file in files for block in file.of("step_time")), None)
-    told = {key: value for key, value in block.tags.items() if key != "phase"} if block else {}
-    return {"world": world, **told, **chosen}
 
 
 def _tgs(files: list[RankFile], steps: Array) -> Estimate | None:
@@ -159,16 +162,10 @@ def _final_loss(files: list[RankFile], tags: Mapping[str, Any]) -> Figure:
 def _perplexity(files: list[RankFile], tags: Mapping[str, Any]) -> list[Figure]:
     """PPL = exp(mean loss per token on held-out text); of a masked model, per masked token."""
     loss, reason = scalar(files, "eval_loss")
-    figures = []
-    method = "mean loss per token on held-out data"
-    if loss is not None:
-        whole = "loss on held-out data" if _is_there(files, "mlm_loss") else method
-        figures = [Figure("eval_loss", "1", Estimate(loss, None, None, 1, whole), tags, better="lower")]
-    if _is_there(files, "mlm_loss"):
-        loss, reason = scalar(files, "mlm_loss")
-        method = "mean loss per masked token on held-out data"
     if loss is None:
-        return [*figures, Figure("ppl", "1", None, tags, better="lower", reason=reason)]
+        return [Figure("ppl", "1", None, tags, better="lower", reason=reason)]
+    method = f"mean loss per {'masked token' if _script_of(files) == _MASKED else 'token'} on held-out data"
+    figures = [Figure("eval_loss", "1", Estimate(loss, None, None, 1, method), tags, better="lower")]
     # exp overflows a float above 709; a loss like that is a diverged run, whose perplexity is infinite in effect.
     ppl = math.exp(loss) if loss < 700 else math.inf
     return [*figures, Figure("ppl", "1", Estimate(ppl, None, None, 1, f"exp of the {method}"), tags, better="lower")]
@@ -182,6 +179,10 @@ def _evaluated(files: list[RankFile], tags: Mapping[str, Any]) -> list[Figure]:
             estimate = Estimate(value, None, None, 1, "on held-out data") if value is not None else None
             found.append(Figure(metric, "1", estimate, tags, better=better, reason=reason))
     return found
+
+
+def _script_of(files: list[RankFile]) -> str | None:
+    return next((file.header.script for file in files if file.header), None)
 
 
 def _is_there(files: list[RankFile], metric: str) -> bool:
@@ -204,10 +205,10 @@ def _largest(
     values = {rank: array[-1] for rank, array in by_rank(files, metric, {}).items() if not np.isnan(array[-1])}
     if not values:
         return Figure(metric, unit, None, tags, better=better, reason=scalar(files, metric)[1])
-    method = next(
-        (str(b.tags["method"]) for f in files for b in f.blocks if b.metric == metric and "method" in b.tags),
-        "measured",
-    )
+    # `how` is how it was measured. Older records say so in `method`, which fine-tuning uses for what it trains.
+    keys = ("how",) if _script_of(files) == _FINETUNE else ("how", "method")
+    blocks = [block for file in files for block in file.of(metric)]
+    method = next((str(one.tags[key]) for key in keys for one in blocks if key in one.tags), "measured")
     estimate = Estimate(
         float(max(values.values())),
         None,

@@ -17,7 +17,7 @@ from torch import nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm, apply_rotary_pos_emb
 
 # Tokens per sequence for which blocks beat torch's kernel (docs/performance.md), and into how many they are cut.
 BLOCKED_LENGTHS = range(192, 769)
@@ -44,13 +44,13 @@ def _is_plain(attention: Any) -> bool:
 
 
 def _applies(hidden: torch.Tensor) -> bool:
-    if torch.compiler.is_compiling() or hidden.dtype is not torch.float32 or hidden.device.type != "cpu":
-        return False
-    return not torch.is_autocast_enabled("cpu")
+    plain = hidden.dtype is torch.float32 and hidden.device.type == "cpu"
+    return plain and not torch.is_autocast_enabled("cpu")
 
 
 def _normalise(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
-    if not _applies(hidden_states):
+    # The compiler makes one pass of it by itself.
+    if torch.compiler.is_compiling() or not _applies(hidden_states):
         return cast(torch.Tensor, type(self).forward(self, hidden_states))
     return cast(torch.Tensor, _Normalised.apply(hidden_states, self.weight, self.variance_epsilon))  # type: ignore[no-untyped-call]
 
@@ -71,8 +71,11 @@ def _attend(
     query, key, value = (
         projection(hidden_states).view(apart).transpose(1, 2) for projection in (self.q_proj, self.k_proj, self.v_proj)
     )
-    cosine, sine = (one.unsqueeze(1) for one in position_embeddings)
-    query, key = _Rotated.apply(query, cosine, sine), _Rotated.apply(key, cosine, sine)  # type: ignore[no-untyped-call]
+    if torch.compiler.is_compiling():
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+    else:
+        cosine, sine = (one.unsqueeze(1) for one in position_embeddings)
+        query, key = _Rotated.apply(query, cosine, sine), _Rotated.apply(key, cosine, sine)  # type: ignore[no-untyped-call]
     if hidden_states.shape[1] in BLOCKED_LENGTHS:
         seen = _BlockedAttention.apply(query, key, value, self.scaling)  # type: ignore[no-untyped-call]
     else:

@@ -44,7 +44,8 @@ Indices = NDArray[np.int64]
 
 _BOUNDARY = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n\s*\n")  # a sentence ends, or a paragraph
 PAD, CLS, SEP, MASK = SPECIALS = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
-_MADE_DOCUMENTS, _MADE_SENTENCES, _MADE_LENGTH = 256, 32, 32  # of dummy data; the length is the longest
+# Of dummy data. Documents of thousands of tokens, so that few sequences are the short rest of one; the length is the longest.
+_MADE_DOCUMENTS, _MADE_SENTENCES, _MADE_LENGTH = 256, 512, 32
 
 
 @dataclass(frozen=True)
