@@ -9,7 +9,7 @@ from torch import nn
 from assay.device import HostDevice
 from assay.presets import ModelShape
 from assay.training.fast_ops import BLOCKED_LENGTHS, speed_up
-from assay.training.model import build_model, materialise
+from assay.training.model import build_model, decoder_layers, materialise
 from assay.training.weights import initialise
 
 SHAPE = ModelShape("pair", "llama", 64, 48, 2, 4, 4, 96)
@@ -107,3 +107,14 @@ def test_attention_with_shared_keys_stays_as_it_is() -> None:
     model = build_model(GROUPED, 64)
     assert speed_up(model) == 2 * GROUPED.layers + 1  # the norms alone
     assert speed_up(build_model(SHAPE, 64)) == 3 * SHAPE.layers + 1
+
+
+@pytest.mark.prove
+def test_compiled_layers_give_the_same_gradients() -> None:
+    _, own = loss_and_gradients(made(), BLOCKED)
+    model = made(fast=True)
+    for layer in decoder_layers(model):
+        layer.compile(fullgraph=True)
+    _, compiled = loss_and_gradients(model, BLOCKED)
+    for name, gradient in own.items():
+        assert (compiled[name] - gradient).norm() <= 1e-5 * gradient.norm(), name

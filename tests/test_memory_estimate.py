@@ -1,6 +1,5 @@
 """The estimate of a rank's memory against real models: tensors exactly, activations and peaks by what torch allocates."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +21,7 @@ from assay.presets import ENCODERS, MODELS, parameters_of
 from assay.trainee import Trainee, tensors_of
 from assay.training.adapters import add_adapters
 from assay.training.encoder import build_encoder
+from assay.training.engines.native import recompute
 from assay.training.int8 import to_int8
 from assay.training.model import build_model, materialise
 from assay.training.optimizer import make_optimizer
@@ -71,9 +71,7 @@ def ready(options: Any) -> nn.Module:
     for parameter in model.parameters():
         nn.init.normal_(parameter, 0, 0.02)
     if options.checkpointing:
-        with warnings.catch_warnings():  # transformers renames the method
-            warnings.simplefilter("ignore", FutureWarning)
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        recompute(model)
     return model.to(torch.bfloat16) if Trainee(options).kind == "cast" else model
 
 

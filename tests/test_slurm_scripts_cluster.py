@@ -80,7 +80,6 @@ def finished(lab: Lab, job: int, home: Path, output: Path, suite: str) -> dict[s
     ("script", "nodes", "per_node", "suite", "args", "cases"),
     [
         ("train_8card", 1, 2, "train-tiny", TRAIN, PRETRAINED),
-        ("train_32card", 2, 1, "train-tiny", TRAIN, PRETRAINED),
         ("finetune_32card", 2, 1, "finetune-tiny", TRAIN, ["alpaca-lora-int8", "alpaca-lora-no-int8", "full"]),
         ("comms_8card", 1, 2, "communication-tiny", COMMS, ["large", "parts"]),
         ("comms_32card", 2, 1, "communication-tiny", COMMS, ["large", "parts"]),

@@ -5,7 +5,8 @@ all activations; on a CPU they cost as much as a tenth of the matrix products. A
 written for long sequences: short ones are faster as a few batched products of the vendor's library.
 
 `speed_up` changes what layers compute by rounding only. Parameters keep their names and places. Where a layer is called
-otherwise (another device or type, autocast, torch.compile, which fuses by itself, a mask, a cache) it does what it did.
+otherwise (another device or type, autocast, a mask, a cache) it does what it did. Under torch.compile, which fuses norms
+and rotations by itself, only attention is another.
 """
 
 import math

@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from assay.training.optimizer import BETAS, parameter_groups
+from assay.training.optimizer import BETA1, parameter_groups
 from benchmarks.rivals.bout import Bout, Positions, open_task, usual_inputs, usual_model
 from benchmarks.rivals.turns import Turns
 
@@ -22,7 +22,7 @@ def run(bout: Bout, compiled: bool) -> None:
     if compiled:
         model = torch.compile(model)  # type: ignore[assignment] # a module too
     groups = parameter_groups(model, options.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=BETAS)
+    optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=(BETA1, options.beta2))
     loader = DataLoader(
         Positions(bout.total * options.global_batch),
         batch_size=options.micro_batch,

@@ -4,7 +4,7 @@ import torch
 
 from assay.ranks import session
 from assay.training.engines.deepspeed_ops import open_deepspeed
-from assay.training.optimizer import BETAS, parameter_groups
+from assay.training.optimizer import BETA1, parameter_groups
 from benchmarks.rivals.bout import Bout, open_task, usual_inputs, usual_model
 from benchmarks.rivals.turns import Turns
 
@@ -17,7 +17,9 @@ def run(bout: Bout, compiled: bool) -> None:
         deepspeed = open_deepspeed("zero1", here.world, here.device)
         task = open_task(options, here.world)
         model = usual_model(task)
-        optimizer = torch.optim.AdamW(parameter_groups(model, options.weight_decay), lr=options.lr, betas=BETAS)
+        optimizer = torch.optim.AdamW(
+            parameter_groups(model, options.weight_decay), lr=options.lr, betas=(BETA1, options.beta2)
+        )
         config = {
             "train_micro_batch_size_per_gpu": options.micro_batch,
             "gradient_accumulation_steps": options.accumulation(here.world.size),

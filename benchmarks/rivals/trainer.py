@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from assay.training.optimizer import BETAS
+from assay.training.optimizer import BETA1
 from benchmarks.rivals.bout import Bout, Positions, open_task, usual_inputs, usual_model
 from benchmarks.rivals.turns import Turns
 
@@ -48,8 +48,8 @@ def run(bout: Bout, compiled: bool) -> None:
             gradient_accumulation_steps=options.accumulation(bout.world),
             learning_rate=options.lr,
             lr_scheduler_type="constant",
-            adam_beta1=BETAS[0],
-            adam_beta2=BETAS[1],
+            adam_beta1=BETA1,
+            adam_beta2=options.beta2,
             weight_decay=options.weight_decay,
             max_grad_norm=options.clip,
             # BERT's loss is a mean over its own batch, and this switch would multiply it by the number of ranks.

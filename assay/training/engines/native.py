@@ -29,14 +29,15 @@ def build(setting: Setting) -> nn.Module:
     model = task.build()
     speed_up(model)
     if options.checkpointing:
-        _recompute(model)
+        recompute(model)
     if options.compile:
         for layer in task.layers(model):
             layer.compile()
     return model
 
 
-def _recompute(model: nn.Module) -> None:
+def recompute(model: nn.Module) -> None:
+    """Make a model of transformers keep only the inputs of its layers for backward."""
     # transformers 5.23 renamed the method and its argument, and warns about the old names.
     renamed = hasattr(model, "activation_checkpointing_enable")
     enable = model.activation_checkpointing_enable if renamed else model.gradient_checkpointing_enable
