@@ -176,8 +176,12 @@ def _zero(trainee: Trainee, world: int, passes: int) -> _Placement:
     masters = FLOAT * part if stage < 3 or element != FLOAT else 0
     states, offload = masters + FLOAT * MOMENTS * part, trainee.options.offload
     gradients = element * (learning.elements() if stage == 1 else part)
+    sharing = world if stage == 3 else 1
+    weights = element * -(-trainee.parameters // sharing)
+    if trainee.int8:
+        weights = element * learning.elements(sharing) + trainee.frozen_bytes(sharing)
     return _Placement(
-        weights=element * (-(-trainee.parameters // world) if stage == 3 else trainee.parameters),
+        weights=weights,
         gradients=gradients,
         optimizer=0 if offload else states,
         early=gradients if passes > 1 or stage == 3 else 0,

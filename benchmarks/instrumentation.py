@@ -57,7 +57,7 @@ def steps(recorder: Recorder) -> Callable[[], None]:
     world = World(0, 1, 0, 1, "none", ("host",), True)
     options = PretrainOptions(steps=ROUNDS * SAMPLES, warmup_steps=0)
     tags = training_tags(options, model=options.model, data=options.data)
-    taken = Step(torch.tensor(1.0), torch.tensor(1.0), 1024)
+    taken = Step(torch.tensor(1.0), torch.tensor(1.0), 1024, torch.tensor(1.0))
     journal = Journal(Session(world, HostDevice(), recorder), options, tags)
     done = itertools.count()
 

@@ -45,6 +45,7 @@ KINDS_OF_WORK = (
     ("optimizer, clipping included", ("aten::_fused_adam", "aten::linalg_vector_norm", "aten::_foreach", "Optimizer")),
     ("loss and embedding", ("aten::_log_softmax", "aten::nll_loss", "aten::embedding", "aten::index")),
     ("SwiGLU's gate", ("aten::silu",)),
+    ("kernels that torch.compile made", ("graph_", "CompiledFunction", "Torch-Compiled")),
     ("zeros", ("aten::fill_", "aten::zero")),
     ("copies", ("aten::copy_", "aten::cat", "aten::clone")),
     ("sums and products, element by element", ("aten::mul", "aten::add", "aten::sub", "aten::neg", "aten::sum")),

@@ -5,7 +5,9 @@ python -m torch.distributed.run --nproc-per-node 2 tests/ranks_weights.py RESULT
 
 import hashlib
 import json
+import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,16 +15,18 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from assay.errors import RunFailed
+from assay.errors import AssayError, RunFailed
 from assay.options import PretrainOptions
 from assay.options.base import validate
 from assay.presets import MODELS, ModelShape
 from assay.ranks import Session, session
+from assay.training.agreement import same_everywhere
 from assay.training.causal import CausalTask
 from assay.training.data import DummyData
 from assay.training.engines import ENGINES, Engine, Setting
 from assay.training.engines.native import Plain
-from assay.training.loop import Job, accumulate_gradients, prove_engine
+from assay.training.journal import Journal
+from assay.training.loop import Job, Step, accumulate_gradients, prove_engine
 from assay.training.task import Task
 from assay.training.weights import canonical_name
 
@@ -38,11 +42,11 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def job_of(engine: str, shape: ModelShape, here: Session) -> Job:
+def job_of(engine: str, shape: ModelShape, here: Session, **more: object) -> Job:
     MODELS[shape.name] = shape
     given = {"model": shape.name, "engine": engine, "seq_len": 16, "micro_batch": 1, "global_batch": 4, "seed": 7}
-    options = validate(PretrainOptions, {**given, "data": "dummy", "device": "cpu"})
-    task = CausalTask(options, DummyData(7, 256, 16))
+    options = validate(PretrainOptions, {**given, "data": "dummy", "device": "cpu", **more})
+    task = CausalTask(options, DummyData(7, 256, options.seq_len))
     made = ENGINES[engine](Setting(options, task, here.world, here.device))
     return Job(options, made, task, here.world, here.device)
 
@@ -87,6 +91,21 @@ def deaf(here: Session) -> str:
         return str(error)
 
 
+def said(run: Callable[[], None]) -> str:
+    try:
+        run()
+    except AssayError as error:
+        return str(error)
+    return "nothing"
+
+
+def not_a_number(here: Session) -> None:
+    """Rank 1 alone has a loss that is none."""
+    own = torch.tensor(math.nan if here.world.rank == 1 else 1.0)
+    journal = Journal(here, validate(PretrainOptions, {"warmup_steps": 0}), {})
+    journal.add(0, 1.0, Step(torch.tensor(math.nan), torch.tensor(1.0), 8, own))
+
+
 def main() -> None:
     found: dict[str, object] = {}
     with session(validate(PretrainOptions, {"device": "cpu", "engine": "ddp"}), "tests/ranks_weights") as here:
@@ -96,6 +115,11 @@ def main() -> None:
                 found[f"{engine} {shape.name}"] = describe(job.engine.module, job.task)
             found[f"{engine} unsynchronised"] = refusal(job)
         found["deaf"] = deaf(here)
+        # Two tokens: the first loss scale of fp16 is too much for some gradient, which is no fault of the exchange.
+        found["overflow"] = prove_engine(job_of("ddp", SHAPES[0], here, precision="fp16", seq_len=2))
+        found["other data"] = said(lambda: same_everywhere("--data x", str(here.world.rank), here.world))
+        same_everywhere("--data x", "alike", here.world)
+        found["nan"] = said(lambda: not_a_number(here))
         if here.world.is_first:
             Path(sys.argv[1]).write_text(json.dumps(found))
 

@@ -16,12 +16,13 @@ from assay.options.base import command_line, parse_command_line, validate
 from assay.options.finetune import PRESETS, FinetuneOptions
 from assay.presets import MODELS
 from assay.training.engines import ENGINES, Setting
-from assay.training.finetuning import FinetuneTask, Instructions, by_length, open_instructions, token_that_ends
+from assay.training.finetuning import FinetuneTask, Instructions, by_length, open_instructions
 from assay.training.instructions import OWN_RECORDS, Sequences
 from assay.training.int8 import dequantise, int8_layers
 from assay.training.loop import Job, evaluate, train_step
 from assay.training.model import build_model, materialise
 from assay.training.tokenizer import END_OF_TEXT, shared_tokenizer
+from assay.training.vocabulary import token_that_ends
 from assay.training.weights import initialise
 from assay.world import World
 from tests.conftest import rank_files, torchrun

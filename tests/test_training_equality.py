@@ -135,6 +135,9 @@ def test_weights_are_bit_equal_whatever_the_engine(tmp_path: Path) -> None:
     assert "gradients differ between ranks" in found["ddp unsynchronised"]
     assert "not a DTensor in rows" in found["fsdp unsynchronised"]
     assert "1 of 2 ranks got no gradient of the last one's data" in found["deaf"]
+    assert found["overflow"].startswith("DistributedDataParallel over 2 ranks")
+    assert found["other data"].startswith("--data x: rank 1 on ")
+    assert found["nan"].startswith("loss is nan at step 0 of 100, from 1 of 2 ranks, first rank 1: look at its data")
 
 
 def sentences(stderr: str) -> Sequence[str]:

@@ -1,6 +1,8 @@
 """The step: schedule, accumulation, evaluation, and engines that refuse to pass for another."""
 
+import math
 from math import log
+from typing import cast
 
 import pytest
 import torch
@@ -13,10 +15,14 @@ from assay.errors import RunFailed
 from assay.options import PretrainOptions
 from assay.options.base import validate
 from assay.presets import MODELS
+from assay.ranks import Session
+from assay.record import Header
+from assay.recorder import Recorder
 from assay.training.causal import CausalTask
 from assay.training.data import DummyData
 from assay.training.engines import ENGINES, Setting
-from assay.training.loop import Job, evaluate, prove_engine, train_step
+from assay.training.journal import MOST_SKIPPED, Journal
+from assay.training.loop import Job, Step, evaluate, prove_engine, train_step
 from assay.training.optimizer import clip_gradients, learning_rate
 from assay.world import World
 
@@ -146,3 +152,28 @@ def test_a_bare_model_on_two_ranks_passes_for_no_engine() -> None:
     setting = Setting(options(), job.task, PAIR, HostDevice())
     with pytest.raises(RunFailed, match="engine none did not engage: the world has 2 ranks"):
         ENGINES["none"](setting).assert_engaged()
+
+
+def test_steps_that_change_nothing_are_counted_and_then_end_the_run() -> None:
+    here = Session(ALONE, HostDevice(), Recorder(None, cast(Header, None)))
+    nothing = Step(torch.tensor(1.0), torch.tensor(math.inf), 8, torch.tensor(1.0))
+    journal = Journal(here, options(precision="fp16", warmup_steps=0), {})
+    for step in range(MOST_SKIPPED - 1):
+        journal.add(step, 1.0, nothing)
+    assert journal.skipped == MOST_SKIPPED - 1
+    with pytest.raises(RunFailed, match=r"gradient norm is inf at step 19"):
+        journal.add(MOST_SKIPPED - 1, 1.0, nothing)
+    with pytest.raises(RunFailed, match=r"gradient norm is inf at step 0 of 100; training diverged"):
+        Journal(here, options(warmup_steps=0), {}).add(0, 1.0, nothing)
+
+
+def test_an_overflow_of_fp16_changes_no_weight() -> None:
+    job = make_job(options(precision="fp16"))
+    before = [one.detach().clone() for one in job.engine.module.parameters()]
+    loss = job.task.loss_sums(job.engine.module, job.task.batch(range(2)))["loss"]
+    job.engine.backward(loss * 1e30)  # finite in float32, and no gradient of a product in float16
+    assert not math.isfinite(float(job.engine.update(1e-3)))
+    unchanged = [torch.equal(a, b) for a, b in zip(before, job.engine.module.parameters(), strict=True)]
+    assert all(unchanged)
+    assert math.isfinite(float(train_step(job, 0).norm))
+    assert not torch.equal(before[0], next(job.engine.module.parameters()))

@@ -12,10 +12,11 @@ from assay.estimates import percentile
 from assay.memory_estimate import out_of_memory_sentence
 from assay.options import TrainingOptions
 from assay.ranks import Session
+from assay.training.adapters import count_adapted
+from assay.training.agreement import same_everywhere
 from assay.training.engines import ENGINES, Setting
 from assay.training.journal import Journal
 from assay.training.loop import Job, evaluate, prove_engine
-from assay.training.model import count_parameters
 from assay.training.phases import sample_phases
 from assay.training.precision import set_matmul_precision
 from assay.training.pretrained import weights_source
@@ -36,6 +37,8 @@ def set_up(options: TrainingOptions, here: Session, task: Task, tags: Mapping[st
     torch.manual_seed(options.seed + world.rank)  # dropout alone draws from it, on each rank for sequences of its own
     device.reset_peak_memory()
     world.barrier()  # all ranks begin the set-up together, whatever the first one had to do before
+    source = weights_source(options.weights) if options.weights else {}
+    same_everywhere(f"--weights {options.weights}", str(source.get("weights_digest")), world)
     begin = now()
     engine = ENGINES[options.engine](Setting(options, task, world, device))
     device.synchronize()
@@ -43,30 +46,34 @@ def set_up(options: TrainingOptions, here: Session, task: Task, tags: Mapping[st
 
     job = Job(options, engine, task, world, device)
     proof = prove_engine(job)
+    torch.manual_seed(options.seed + world.rank)  # as if there had been no proof
     if world.is_first:
         model = task.build()  # on meta: shapes only, whatever the engine made of them
-        parameters = count_parameters(model)
-        trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
+        frozen, trained = count_adapted(model)
+        parameters = frozen + trained
         recorder.block("parameters", "1", [parameters], tags)
         recorder.block("trained_parameters", "1", [trained], tags)
         recorder.block("flops_per_token", "FLOP", [task.flops_per_token(model)], tags)
         recorder.block("engine_engaged", "1", [1], {**tags, "proof": proof})
         if options.weights is not None:
-            recorder.block("weights_loaded", "1", [1], {**tags, **weights_source(options.weights)})
+            recorder.block("weights_loaded", "1", [1], {**tags, **source})
         print(f"{tags.get('model', 'model')}: {parameters:,} parameters, {proof}", flush=True)
     return job
 
 
 def finish(job: Job, here: Session, journal: Journal, tags: Mapping[str, str]) -> None:
     """Evaluate, take some steps apart, record what is known only at the end, and print the summary."""
-    scores = evaluate(job)
     peak = here.device.peak_memory()
+    scores = evaluate(job)
     reason = f"{here.device.type} counts no peak" if peak is None else None
     here.recorder.block("peak_memory", "B", [peak], {**tags, "how": here.device.memory_method}, reason=reason)
     rate = journal.tgs()
     sample_phases(job, here, tags)
+    _expect_numbers(scores)
     if not here.world.is_first:
         return
+    if job.options.precision == "fp16":
+        here.recorder.block("skipped_steps", "1", [journal.skipped], tags)
     for metric, value in scores.items():
         here.recorder.block(metric, "1", [value], tags)
     if not scores:
@@ -78,9 +85,16 @@ def finish(job: Job, here: Session, journal: Journal, tags: Mapping[str, str]) -
         f"final loss {journal.final_loss:.4f}, held-out {_told(scores)}\n"
         f"TGS {rate:,.1f} tokens/s per device over {len(journal.step_times)} steps, "
         f"step p50 of rank 0 {percentile(journal.step_times, 50) * 1e3:,.1f} ms, "
-        f"peak memory {format_si(peak, 'B')} ({here.device.memory_method})",
+        f"peak memory {format_si(peak, 'B')} ({here.device.memory_method})"
+        + (f"\n{journal.skipped} steps changed nothing: fp16 gradients overflowed" if journal.skipped else ""),
         flush=True,
     )
+
+
+def _expect_numbers(scores: Mapping[str, float]) -> None:
+    wrong = next((name for name, value in scores.items() if not math.isfinite(value)), None)
+    if wrong is not None:
+        raise RunFailed(f"{wrong} is {scores[wrong]} after the last step: training diverged in it; lower --lr")
 
 
 def _told(scores: Mapping[str, float]) -> str:

@@ -9,8 +9,10 @@ from tokenizers import Tokenizer
 
 from assay.errors import BadInput
 from assay.options import PretrainOptions
+from assay.training.agreement import same_everywhere
 from assay.training.text import read_documents
-from assay.training.tokenizer import END_OF_TEXT, shared_tokenizer, text_digest
+from assay.training.tokenizer import text_digest
+from assay.training.vocabulary import check_vocabulary, tokenizer_for
 from assay.training.weights import raw_bits
 from assay.world import World
 
@@ -100,16 +102,19 @@ def open_data(options: PretrainOptions, vocab: int, world: World) -> Data:
     if options.data == "dummy":
         return DummyData(options.seed, vocab, options.seq_len)
     documents = read_documents(options.data)
-    tokenizer = shared_tokenizer(documents, vocab, options.tokenizer_cache, world)
-    return TextData(_encode(documents, tokenizer), options.seq_len, options.seed, text_digest(documents))
+    digest = text_digest(documents)
+    same_everywhere(f"--data {options.data}", digest, world)
+    tokenizer, end = tokenizer_for(options, documents, vocab, world)
+    tokens = _encode(documents, tokenizer, end)
+    check_vocabulary(tokens, options, vocab)
+    return TextData(tokens, options.seq_len, options.seed, digest)
 
 
-def _encode(documents: list[str], tokenizer: Tokenizer) -> NDArray[np.int32]:
+def _encode(documents: list[str], tokenizer: Tokenizer, end: int) -> NDArray[np.int32]:
     # In groups: as arrays tokens take 4 bytes, as the encoder's own objects tens of times that.
-    end = tokenizer.token_to_id(END_OF_TEXT)
     parts = [
         np.asarray([*encoding.ids, end], dtype=np.int32)
         for start in range(0, len(documents), DOCUMENTS_AT_ONCE)
-        for encoding in tokenizer.encode_batch(documents[start : start + DOCUMENTS_AT_ONCE])
+        for encoding in tokenizer.encode_batch(documents[start : start + DOCUMENTS_AT_ONCE], add_special_tokens=False)
     ]
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)

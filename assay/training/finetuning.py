@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy
@@ -15,21 +14,22 @@ from assay.options import FinetuneOptions
 from assay.presets import MODELS
 from assay.ranks import Session
 from assay.training.adapters import add_adapters, count_adapted
+from assay.training.agreement import same_everywhere
 from assay.training.data import epoch_order
 from assay.training.flops import adapted_flops_per_token, flops_per_token
 from assay.training.instructions import Sequences, encode, read_records, read_template
 from assay.training.int8 import fill_int8, int8_layers, to_int8
 from assay.training.loop import Job
 from assay.training.model import build_model, count_parameters, decoder_layers
-from assay.training.pretrained import load, load_tokenizer, open_folder
+from assay.training.pretrained import load, open_folder
 from assay.training.task import Batch
-from assay.training.tokenizer import END_OF_TEXT, shared_tokenizer, text_digest
+from assay.training.tokenizer import text_digest
+from assay.training.vocabulary import check_vocabulary, tokenizer_for
 from assay.training.weights import draw, initialise, initialise_adapters, raw_bits
 from assay.world import World
 
 MEGA = 50  # global batches that are sorted by length together
 WIDTH = 8  # a batch's width is a multiple of it: kernels like it, and there are fewer different shapes
-_ENDS = ("</s>", END_OF_TEXT, "<|end_of_text|>")  # of LLaMA, GPT-2 and ours, LLaMA 3
 _IGNORED = -100  # the target that cross_entropy leaves out
 
 
@@ -99,40 +99,12 @@ def open_instructions(options: FinetuneOptions, world: World) -> Instructions:
     """
     records, template = read_records(options.data), read_template(options.template)
     texts = [template.prompt(record) + record.output for record in records]
-    vocab = MODELS[options.model].vocab
-    if options.weights is None:
-        tokenizer = shared_tokenizer(texts, vocab, options.tokenizer_cache, world)
-        end = token_that_ends(tokenizer, None, "the tokenizer")
-    else:
-        tokenizer = load_tokenizer(options.weights)
-        with open_folder(options.weights) as source:
-            end = token_that_ends(tokenizer, source.config.get("eos_token_id"), str(options.weights))
+    digest, vocab = text_digest(texts), MODELS[options.model].vocab
+    same_everywhere(f"--data {options.data}", digest, world)
+    tokenizer, end = tokenizer_for(options, texts, vocab, world)
     sequences = encode(records, template, tokenizer, end, options.cutoff)
-    largest = int(sequences.tokens.max())
-    if largest >= vocab:
-        raise BadInput(
-            f"the tokenizer in {options.weights} gives token {largest}, and {options.model} knows {vocab}; "
-            "give the --model that these weights are of"
-        )
-    return Instructions(sequences, options, text_digest(texts))
-
-
-def token_that_ends(tokenizer: Tokenizer, named: object, where: str) -> int:
-    """The token behind a whole text: `named`, what config.json has as eos_token_id, else the one of a usual name.
-
-    Raises BadInput, saying `where`, if there is neither.
-    """
-    first = named[0] if isinstance(named, list) and named else named
-    if isinstance(first, int):
-        return first
-    known = (tokenizer.token_to_id(name) for name in _ENDS)
-    end = next((token for token in known if token is not None), None)
-    if end is None:
-        raise BadInput(
-            f"{where}: no token that ends a text: config.json has no eos_token_id, and the tokenizer none of "
-            f"{', '.join(_ENDS)}; add eos_token_id to config.json"
-        )
-    return end
+    check_vocabulary(sequences.tokens, options, vocab)
+    return Instructions(sequences, options, digest)
 
 
 class FinetuneTask:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from assay.errors import BadInput
+from assay.training.text import is_whole
 from assay.training.weights import raw_bits
 
 OWN = "own"
@@ -127,7 +128,7 @@ def read_records(source: str) -> list[Record]:
         return own_records(OWN_RECORDS)
     path = Path(source)
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise BadInput(
             f"--data {source}: cannot be read ({error.strerror}); give own, or a .json or .jsonl file of records"
@@ -145,7 +146,7 @@ def read_records(source: str) -> list[Record]:
 def _listed(path: Path, text: str) -> Iterator[tuple[str, object]]:
     try:
         items = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise BadInput(f"{path}{line}: not valid JSON; expected a list of {_FORM}") from None
     return ((f"{path}, record {number}", item) for number, item in enumerate(items, 1))
@@ -158,7 +159,7 @@ def _lined(path: Path, text: str) -> Iterator[tuple[str, object]]:
             continue
         try:
             yield f"{path}, line {number}", json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise BadInput(f"{path}, line {number}: not valid JSON; expected one {_FORM} a line") from None
 
 
@@ -170,6 +171,10 @@ def _record(where: str, item: object) -> Record:
     for key in ("instruction", "input", "output"):
         if not isinstance(found.get(key), str):
             raise BadInput(f"{where}: no text under the key {key!r}; expected {_FORM}")
+        if not is_whole(found[key]):
+            raise BadInput(
+                f"{where}: half of a surrogate pair under the key {key!r}, which no text can hold; take it out"
+            )
     return Record(found["instruction"], found["input"], found["output"])
 
 

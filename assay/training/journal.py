@@ -17,10 +17,18 @@ from assay.training.loop import Step
 from assay.training.optimizer import learning_rate
 
 PROGRESS_SECONDS = 1.0
+MOST_SKIPPED = 20  # steps in a row: a loss scale that is halved so often reaches what no gradient needs
+
+
+def _name(rank: int, own: float) -> str:
+    return "" if math.isfinite(own) else f"rank {rank}"
 
 
 class Journal:
-    """Takes each step as it ends. `step_times`: seconds of each measured step; `final_loss`: over the last ones."""
+    """Takes each step as it ends.
+
+    step_times: seconds of each measured step; final_loss: over the last ones; skipped: steps of fp16 that changed nothing.
+    """
 
     def __init__(self, here: Session, options: TrainingOptions, tags: Mapping[str, str]) -> None:
         self._here = here
@@ -31,6 +39,8 @@ class Journal:
         self._measured = self._open("measured", options.warmup_steps, tags)
         self._next_line = 0.0
         self.step_times: list[float] = []
+        self.skipped = 0
+        self._skipped_in_a_row = 0
         self._last: deque[float] = deque(maxlen=FINAL_STEPS)
 
     def _open(self, phase: str, first_step: int, tags: Mapping[str, str]) -> list[Series]:
@@ -41,7 +51,7 @@ class Journal:
         return [self._here.recorder.series(metric, unit, tags, first_step) for metric, unit in metrics]
 
     def add(self, step: int, seconds: float, taken: Step) -> None:
-        """Record one step. Raises RunFailed, after recording it, if the loss is no number any more."""
+        """Record one step. Raises RunFailed, after recording it, if loss or gradients are no numbers any more."""
         loss, norm = float(taken.loss), float(taken.norm)
         measured = step >= self._options.warmup_steps
         if measured:
@@ -52,14 +62,33 @@ class Journal:
         # Ranks other than the first keep only the first series: step_time.
         for series, value in zip(self._measured if measured else self._warmup, values, strict=False):
             series.add(value)
-        if not math.isfinite(loss):
-            self._here.recorder.flush()
-            raise RunFailed(
-                f"rank {self._here.world.rank}: loss is {loss} at step {step} of {self._total}; training diverged: lower --lr "
-                f"(it is {self._options.lr:g}) or lengthen --lr-warmup-steps"
-            )
+        self._expect_progress(step, loss, norm, float(taken.own))
         if self._here.world.is_first:
             self._say(step + 1, seconds, loss, taken.tokens)
+
+    def _expect_progress(self, step: int, loss: float, norm: float, own: float) -> None:
+        # Loss and norm are the same on all ranks, so all of them come to the same end here.
+        if math.isfinite(loss) and math.isfinite(norm):
+            self._skipped_in_a_row = 0
+            return
+        if math.isfinite(loss) and self._options.precision == "fp16":
+            # The loss scale was too high: the engine changes nothing in such a step and lowers the scale.
+            self.skipped += 1
+            self._skipped_in_a_row += 1
+            if self._skipped_in_a_row < MOST_SKIPPED:
+                return
+        self._here.recorder.flush()
+        what = f"gradient norm is {norm}" if math.isfinite(loss) else f"loss is {loss}"
+        where = f"{what} at step {step} of {self._total}"
+        world = self._here.world
+        wrong, first = int(world.total(float(not math.isfinite(own)))), world.first_said(_name(world.rank, own))
+        if 0 < wrong < world.size:
+            raise RunFailed(
+                f"{where}, from {wrong} of {world.size} ranks, first {first}: look at its data and its device"
+            )
+        raise RunFailed(
+            f"{where}; training diverged: lower --lr (it is {self._options.lr:g}) or lengthen --lr-warmup-steps"
+        )
 
     def _say(self, done: int, seconds: float, loss: float, tokens: int) -> None:
         moment = now()

@@ -167,7 +167,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         )
     try:
         if path == whole:
-            return Tokenizer.from_file(str(path))
+            return _unbounded(Tokenizer.from_file(str(path)))
         for needed in ("sentencepiece", "google.protobuf"):
             importlib.import_module(needed)
         from transformers import LlamaTokenizerFast
@@ -179,6 +179,13 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     except Exception as error:  # the Rust side raises plain Exception, transformers anything
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise BadInput(f"{path}: no tokenizer ({why}); copy it again") from None
+    return _unbounded(tokenizer)
+
+
+def _unbounded(tokenizer: Tokenizer) -> Tokenizer:
+    # The file may ask for cutting and padding, as whoever saved it last had it; both are our tasks' own here.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     return tokenizer
 
 

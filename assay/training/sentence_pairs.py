@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 from assay.errors import BadInput
 from assay.options import BertOptions
 from assay.presets import ENCODERS
+from assay.training.agreement import same_everywhere
 from assay.training.data import DOCUMENTS_AT_ONCE, HELD_OUT_SHARE, epoch_order
 from assay.training.pretrained import load_tokenizer
 from assay.training.task import TOKENS, Batch
@@ -110,18 +111,18 @@ def open_pairs(options: BertOptions, world: World) -> "SentencePairs":
         return SentencePairs(make_corpus(options.seed, words, longest), vocabulary, options)
     documents = [split_sentences(document) for document in read_documents(options.data)]
     texts = [" ".join(document) for document in documents]
+    digest = text_digest(texts)
+    same_everywhere(f"--data {options.data}", digest, world)
     if options.weights:
         tokenizer, vocabulary = read_vocabulary(options.weights, vocab)
     else:
         tokenizer = shared_tokenizer(texts, words, options.tokenizer_cache, world)
-    return SentencePairs(encode(documents, tokenizer, longest, text_digest(texts)), vocabulary, options)
+    return SentencePairs(encode(documents, tokenizer, longest, digest), vocabulary, options)
 
 
 def read_vocabulary(folder: Path, size: int) -> tuple[Tokenizer, Vocabulary]:
     """The tokenizer beside pretrained weights. Raises BadInput if there is none, or not one for a BERT of `size` tokens."""
     tokenizer = load_tokenizer(folder)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
     special = {name: number for name in SPECIALS if (number := tokenizer.token_to_id(name)) is not None}
     if len(special) < len(SPECIALS) or tokenizer.get_vocab_size() > size:
         raise BadInput(

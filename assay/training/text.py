@@ -46,9 +46,16 @@ def _jsonl_text(path: Path, number: int, line: bytes) -> str:
     where = f"{path}, line {number}"
     try:
         item = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BadInput(f'{where}: not valid JSON; expected one object like {{"text": "..."}} per line') from None
     text = item.get("text") if isinstance(item, dict) else None
     if not isinstance(text, str):
         raise BadInput(f'{where}: no text under the key "text"; expected one object like {{"text": "..."}} per line')
+    if not is_whole(text):
+        raise BadInput(f"{where}: half of a surrogate pair in its text, which no text can hold; take it out")
     return text
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text can be written as UTF-8: JSON's escapes can hold halves of characters."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)

@@ -129,8 +129,7 @@ class DataParallel(Plain):
         expect(isinstance(self.module, DistributedDataParallel), "ddp", f"the model is {name}")
         group = self.module.process_group.size()  # type: ignore[operator] # just looked
         expect(group == world.size, "ddp", f"its process group has {group} of {world.size} ranks")
-        # One sum per parameter: bit-equal gradients have equal sums, and different data cannot share them all by chance.
-        own = [float(gradient.float().sum()) for gradient in self.own_gradients()]
+        own = [_sum_of_bits(gradient) for gradient in self.own_gradients()]
         differ = world.total(float(own != world.broadcast(own)))
         expect(differ == 0, "ddp", "gradients differ between ranks after a backward")
         return f"DistributedDataParallel over {group} ranks, gradients bit-equal on all"
@@ -186,6 +185,12 @@ class FullyShardedParallel(Plain):
         expect(held == total, "fsdp", f"ranks hold {held} elements of {total}")
         kind = "FSDP2" if copies == 1 else f"HSDP, {copies} copies of FSDP2"
         return f"{kind} over {sharing} ranks, parameters and reduced gradients DTensor Shard(0)"
+
+
+def _sum_of_bits(values: torch.Tensor) -> int:
+    # Exact in any order, and defined for infinities too. Unequal bits cannot share the sums of all parameters by chance.
+    whole = torch.int32 if values.element_size() == 4 else torch.int16
+    return int(values.detach().view(whole).sum(dtype=torch.int64))
 
 
 def _in_rows(tensor: torch.Tensor | None, what: str, world: int, sharing: int) -> torch.Tensor:
