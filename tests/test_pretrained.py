@@ -16,17 +16,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import AutoModelForCausalLM, BertForPreTraining
 
 from assay.device import HostDevice
 from assay.errors import BadInput
+from assay.options import PretrainOptions
+from assay.options.base import validate
 from assay.presets import EncoderShape, ModelShape
+from assay.training.data import TextData, open_data
 from assay.training.encoder import build_encoder
 from assay.training.model import build_model, materialise
 from assay.training.pretrained import load, load_tokenizer, open_folder, weights_source
 from assay.training.weights import initialise, is_adapter
+from assay.world import World
 from tests.conftest import torchrun
 from tests.ranks_pretrained import SHAPE, digest
 
@@ -320,6 +324,23 @@ def test_the_digest_tells_folders_apart(tmp_path: Path) -> None:
 def test_the_folders_tokenizer_is_read(tmp_path: Path) -> None:
     Tokenizer(models.WordLevel({"a": 0, "b": 1})).save(str(tmp_path / "tokenizer.json"))
     assert load_tokenizer(tmp_path).token_to_id("b") == 1
+
+
+def test_text_is_cut_by_the_folders_tokenizer_and_by_nothing_that_it_was_saved_with(tmp_path: Path) -> None:
+    folder, text = save(tmp_path / "model", LLAMA), tmp_path / "text"
+    tokenizer = Tokenizer(models.WordLevel({"a": 7, "b": 9}))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.enable_truncation(4)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    text.mkdir()
+    (text / "a.txt").write_text("a b b " * 20)
+    options = validate(PretrainOptions, {"weights": folder, "data": str(text), "seq_len": 8})
+    alone = World(0, 1, 0, 1, "gloo", ("host",), True)
+    data = open_data(options, LLAMA.vocab, alone)
+    assert isinstance(data, TextData)
+    assert data.tokens.tolist() == [7, 9, 9] * 20 + [2], "config.json says that 2 ends a text"
+    with pytest.raises(BadInput, match="gives token 9, and llama-tiny knows 8"):
+        open_data(options, 8, alone)
 
 
 @pytest.mark.parametrize(
