@@ -44,6 +44,7 @@ bench: $(TESTED)
 	$(BIN)/python benchmarks/instrumentation.py
 	$(BIN)/python benchmarks/reading.py
 	$(BIN)/python -m benchmarks.rivals
+	$(BIN)/python benchmarks/mfu.py
 	$(BIN)/python benchmarks/ceilings.py
 	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/beacon.py

@@ -10,7 +10,6 @@ from torch.distributed.tensor import DTensor, Shard
 from assay.options import TrainingOptions
 
 BETA1 = 0.9
-BETAS = (0.9, 0.95)
 
 # Where torch has one kernel for the whole update. Other devices get torch's own choice.
 _FUSED_ON = {"cpu", "cuda", "xpu", "mps"}
