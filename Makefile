@@ -1,4 +1,5 @@
 # make quick   measure this machine and leave a report        make test    everything that must hold
+# make cpu     every workload and engine with tiny models; installs peft, accelerate and DeepSpeed for it
 # make prove   the long campaigns behind the claims           make bench   the cost of our own instruments
 # make cluster a Slurm of four hosts on this machine, to play with; as root
 # SYSTEM_TORCH=1 builds on the torch (and its backend) that is installed already, and installs none.
@@ -13,6 +14,7 @@ CLUSTER ?= /tmp/assay-cluster
 # One mark a way of installing: a change of mind installs again.
 INSTALLED := $(VENV)/.installed-$(SYSTEM_TORCH)
 TESTED := $(VENV)/.tested-$(SYSTEM_TORCH)
+ENGINES := $(VENV)/.engines-$(SYSTEM_TORCH)
 
 # One list out of pyproject.toml, without torch: for machines whose torch is not ours to choose.
 names = $(shell sed -n '/^$(1) = \[/,/^\]/s/^    \("[^"]*"\),.*/\1/p' pyproject.toml | grep -v '"torch')
@@ -20,15 +22,20 @@ names = $(shell sed -n '/^$(1) = \[/,/^\]/s/^    \("[^"]*"\),.*/\1/p' pyproject.
 ifeq ($(SYSTEM_TORCH),1)
 INSTALL = $(PIP) 'setuptools>=77' $(call names,dependencies) && $(PIP) --no-deps --no-build-isolation --editable .
 INSTALL_DEV = $(PIP) $(call names,dev)
+INSTALL_ENGINES = $(PIP) accelerate peft deepspeed
 else
 INSTALL = $(PIP) --constraint constraints.txt --editable .
 INSTALL_DEV = $(PIP) --constraint constraints.txt --editable '.[dev]'
+INSTALL_ENGINES = $(PIP) --constraint constraints.txt --editable '.[accelerate,deepspeed,finetune]'
 endif
 
-.PHONY: quick test prove bench cluster lint clean
+.PHONY: quick cpu test prove bench cluster lint clean
 
 quick: $(INSTALLED)
 	$(BIN)/assay run suites/quick.yaml
+
+cpu: $(ENGINES)
+	$(BIN)/assay run suites/cpu.yaml
 
 test: $(TESTED)
 	$(BIN)/ruff format --check .
@@ -73,6 +80,10 @@ endif
 
 $(INSTALLED): pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(INSTALL)
+	touch $@
+
+$(ENGINES): $(INSTALLED)
+	$(INSTALL_ENGINES)
 	touch $@
 
 $(TESTED): $(INSTALLED)
