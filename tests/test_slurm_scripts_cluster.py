@@ -79,7 +79,7 @@ def finished(lab: Lab, job: int, home: Path, output: Path, suite: str) -> dict[s
 @pytest.mark.parametrize(
     ("script", "nodes", "per_node", "suite", "args", "cases"),
     [
-        ("train_8card", 1, 2, "train-tiny", TRAIN, PRETRAINED),
+        pytest.param("train_8card", 1, 2, "train-tiny", TRAIN, PRETRAINED, marks=pytest.mark.prove),  # a minute of it
         ("finetune_32card", 2, 1, "finetune-tiny", TRAIN, ["alpaca-lora-int8", "alpaca-lora-no-int8", "full"]),
         ("comms_8card", 1, 2, "communication-tiny", COMMS, ["large", "parts"]),
         ("comms_32card", 2, 1, "communication-tiny", COMMS, ["large", "parts"]),
