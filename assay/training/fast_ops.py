@@ -53,7 +53,7 @@ def _normalise(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
     # The compiler makes one pass of it by itself.
     if torch.compiler.is_compiling() or not _applies(hidden_states):
         return cast(torch.Tensor, type(self).forward(self, hidden_states))
-    return cast(torch.Tensor, _Normalised.apply(hidden_states, self.weight, self.variance_epsilon))  # type: ignore[no-untyped-call]
+    return cast(torch.Tensor, _Normalised.apply(hidden_states, self.weight, self.variance_epsilon))  # type: ignore[no-untyped-call] # untyped in torch
 
 
 def _attend(
@@ -76,9 +76,9 @@ def _attend(
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
     else:
         cosine, sine = (one.unsqueeze(1) for one in position_embeddings)
-        query, key = _Rotated.apply(query, cosine, sine), _Rotated.apply(key, cosine, sine)  # type: ignore[no-untyped-call]
+        query, key = _Rotated.apply(query, cosine, sine), _Rotated.apply(key, cosine, sine)  # type: ignore[no-untyped-call] # untyped in torch
     if hidden_states.shape[1] in BLOCKED_LENGTHS:
-        seen = _BlockedAttention.apply(query, key, value, self.scaling)  # type: ignore[no-untyped-call]
+        seen = _BlockedAttention.apply(query, key, value, self.scaling)  # type: ignore[no-untyped-call] # untyped in torch
     else:
         seen = scaled_dot_product_attention(query, key, value, is_causal=True, scale=self.scaling)
     return self.o_proj(seen.transpose(1, 2).flatten(2)), None
