@@ -28,7 +28,8 @@ from assay.presets import EncoderShape, ModelShape
 from assay.training.data import TextData, open_data
 from assay.training.encoder import build_encoder
 from assay.training.model import build_model, materialise
-from assay.training.pretrained import load, load_tokenizer, open_folder, weights_source
+from assay.training.pretrained import load, open_folder, weights_source
+from assay.training.vocabulary import load_tokenizer
 from assay.training.weights import initialise, is_adapter
 from assay.world import World
 from tests.conftest import torchrun

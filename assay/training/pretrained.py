@@ -6,7 +6,6 @@ and a file that is too short would end the process by a signal instead of a sent
 
 import contextlib
 import hashlib
-import importlib
 import json
 import math
 import os
@@ -18,7 +17,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import nn
 from transformers import PretrainedConfig
 
@@ -152,41 +150,6 @@ def weights_source(folder: Path) -> dict[str, str | int]:
             total += size
     name = folder.resolve().name
     return {"weights_folder": name, "weights_bytes": total, "weights_digest": digest.hexdigest()}
-
-
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer that lies beside the weights of a decoder: tokenizer.json, else tokenizer.model of sentencepiece.
-
-    Raises BadInput if there is none that can be read, or sentencepiece is needed and not installed.
-    """
-    whole, pieces = folder / "tokenizer.json", folder / "tokenizer.model"
-    path = whole if whole.exists() else pieces
-    if not path.exists():
-        raise BadInput(
-            f"{folder}: neither {whole.name} nor {pieces.name}; put the one there that the weights came with"
-        )
-    try:
-        if path == whole:
-            return _unbounded(Tokenizer.from_file(str(path)))
-        for needed in ("sentencepiece", "google.protobuf"):
-            importlib.import_module(needed)
-        from transformers import LlamaTokenizerFast
-
-        # By name: what AutoTokenizer picks depends on other files, and may be code of the folder's own.
-        tokenizer: Tokenizer = LlamaTokenizerFast.from_pretrained(str(folder), local_files_only=True).backend_tokenizer
-    except ImportError:
-        raise BadInput(f"{path}: pip install sentencepiece protobuf to read it, or put {whole.name} there") from None
-    except Exception as error:  # the Rust side raises plain Exception, transformers anything
-        why = " ".join(str(error).split())[:200] or type(error).__name__
-        raise BadInput(f"{path}: no tokenizer ({why}); copy it again") from None
-    return _unbounded(tokenizer)
-
-
-def _unbounded(tokenizer: Tokenizer) -> Tokenizer:
-    # The file may ask for cutting and padding, as whoever saved it last had it; both are our tasks' own here.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
 
 
 def _key(name: str) -> str:

@@ -25,10 +25,10 @@ from assay.options import BertOptions
 from assay.presets import ENCODERS
 from assay.training.agreement import same_everywhere
 from assay.training.data import DOCUMENTS_AT_ONCE, HELD_OUT_SHARE, epoch_order
-from assay.training.pretrained import load_tokenizer
 from assay.training.task import TOKENS, Batch
 from assay.training.text import read_documents
 from assay.training.tokenizer import shared_tokenizer, text_digest
+from assay.training.vocabulary import load_tokenizer
 from assay.training.weights import raw_bits
 from assay.world import World
 
